@@ -1,0 +1,1 @@
+"""Testudo: a hardened, self-hosted voice-cloning appliance."""

@@ -1,0 +1,1 @@
+"""The local machine image: tree, isolation, disk, boot and verification."""

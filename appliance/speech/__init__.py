@@ -1,0 +1,1 @@
+"""Tortoise in plain torch: text to tokens, codes, latents and samples. Knows nothing of the rest."""
