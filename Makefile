@@ -1,0 +1,59 @@
+# Every target sets up what it needs; `make help` is the default.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+TARGET ?= local
+BIN := .venv/bin
+export ANSIBLE_CONFIG := $(CURDIR)/ansible/ansible.cfg
+export ANSIBLE_HOME := $(CURDIR)/build/ansible
+export PATH := $(CURDIR)/$(BIN):/usr/sbin:/sbin:$(PATH)
+
+.PHONY: help setup fmt lint test unit molecule ami image-test check lock docs clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Install host packages that are missing and make .venv (idempotent; 3-5 min the first time)
+	@tools/setup.sh
+
+fmt: setup ## Format Python and Packer files
+	ruff check --fix-only --quiet .
+	ruff format .
+	packer fmt packer
+
+lint: setup ## All linters: ruff, mypy, yamllint, ansible-lint, shellcheck, packer, import-linter
+	pytest tests/repo
+
+unit: setup ## Fast tests only (about a minute)
+	pytest -n 2 --dist loadgroup -m "not slow" tests
+
+test: setup ## All tests that need no boot: linters, unit, API, build isolation, molecule (about 10 min)
+	pytest -n 2 --dist loadgroup -m "not slow" tests
+	pytest -m slow tests
+	$(MAKE) molecule
+
+molecule: setup ## Converge, re-converge and verify every role in a systemd container
+	testudo image container
+	CONTAINERS_CONF=$(CURDIR)/build/containers.conf molecule test --all
+
+ami: setup ## Build the hardened image, boot it, speak through TLS (TARGET=local or aws)
+	testudo image build --target $(TARGET)
+
+image-test: setup ## Boot the built image again and run tests/image against it
+	testudo image verify
+
+check: ## What CI runs: test, then ami
+	$(MAKE) test
+	$(MAKE) ami
+
+lock: setup ## Renew requirements/*.txt from pyproject.toml
+	tools/lock.sh
+
+docs: setup ## Renew the tables in README files and docs that are made from data
+	python -m tools.docs
+
+clean: ## Remove everything that was built (keeps .venv)
+	@[ ! -x $(BIN)/testudo ] || $(BIN)/testudo image clean
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,139 @@
+"""Write the tables in README files and docs that are made from data: `python -m tools.docs`.
+
+A generated block stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. `render()` returns what each
+file should hold, so that tests/repo can fail on a stale one without writing anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic_settings import BaseSettings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    lines = ["| " + " | ".join(header) + " |"]
+    lines.append("|" + "---|" * len(lines[0].strip("| ").split(" | ")))
+    lines += ["| " + " | ".join(str(cell).replace("|", "\\|").strip() for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _role_variables(role: Path) -> str:
+    options: dict[str, dict[str, Any]] = yaml.safe_load((role / "meta/argument_specs.yml").read_text())[
+        "argument_specs"
+    ]["main"].get("options", {})
+    return _table(
+        ("Variable", "Type", "Default", "Meaning"),
+        (
+            (
+                f"`{name}`",
+                spec.get("type", "str"),
+                f"`{spec['default']!r}`" if "default" in spec else "required" if spec.get("required") else "",
+                " ".join(spec["description"])
+                if isinstance(spec["description"], list)
+                else spec["description"],
+            )
+            for name, spec in options.items()
+        ),
+    )
+
+
+def _settings(model: type[BaseSettings]) -> str:
+    prefix = model.model_config.get("env_prefix", "")
+    return _table(
+        ("Variable", "Default", "Meaning"),
+        (
+            (
+                f"`{prefix}{name.upper()}`",
+                "required" if field.is_required() else f"`{field.default}`",
+                field.description,
+            )
+            for name, field in model.model_fields.items()
+        ),
+    )
+
+
+def _requirements() -> str:
+    rows: list[dict[str, Any]] = yaml.safe_load((ROOT / "docs/compliance/requirements.yml").read_text())
+    return _table(
+        ("Id", "Requirement", "State", "Where", "Proven by"),
+        (
+            (
+                row["id"],
+                row["text"],
+                row.get("state", "open"),
+                "<br>".join(f"`{where}`" for where in row.get("where", [])),
+                "<br>".join(f"`{test}`" for test in row.get("tests", [])),
+            )
+            for row in rows
+        ),
+    )
+
+
+def _problems() -> str:
+    from appliance.api.problems import PROBLEMS  # noqa: PLC0415 - Flask is needed only here
+
+    return _table(
+        ("Code", "Status", "Title"), ((f"`{p.code}`", p.status, p.title) for p in PROBLEMS.values())
+    )
+
+
+def _engine_settings() -> str:
+    from appliance.engine.settings import EngineSettings  # noqa: PLC0415
+
+    return _settings(EngineSettings)
+
+
+def _api_settings() -> str:
+    from appliance.api.settings import ApiSettings  # noqa: PLC0415
+
+    return _settings(ApiSettings)
+
+
+def _sources() -> dict[Path, dict[str, Callable[[], str]]]:
+    sources: dict[Path, dict[str, Callable[[], str]]] = {
+        ROOT / "docs/compliance/requirements.md": {"requirements": _requirements},
+        ROOT / "docs/api.md": {"problems": _problems},
+        ROOT / "docs/settings.md": {"engine": _engine_settings, "api": _api_settings},
+    }
+    for specs in sorted(ROOT.glob("roles/*/meta/argument_specs.yml")):
+        role = specs.parent.parent
+        sources[role / "README.md"] = {"variables": partial(_role_variables, role)}
+    return sources
+
+
+def render() -> dict[Path, str]:
+    """Return the wanted text of every file with generated blocks.
+
+    Raises:
+        ValueError: a file lacks the markers of a block that is made for it.
+    """
+    wanted = {}
+    for path, blocks in _sources().items():
+        text = path.read_text()
+        for name, make in blocks.items():
+            begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+            if begin not in text or end not in text:
+                raise ValueError(f"{path.relative_to(ROOT)} has no block {begin.strip()} … {end}")
+            before, _, rest = text.partition(begin)
+            text = f"{before}{begin}{make()}\n{end}{rest.partition(end)[2]}"
+        wanted[path] = text
+    return wanted
+
+
+def main() -> None:
+    """Write every stale file and name it."""
+    for path, text in render().items():
+        if path.read_text() != text:
+            path.write_text(text)
+            print(f"wrote {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
