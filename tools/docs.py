@@ -80,7 +80,8 @@ def _problems() -> str:
     from appliance.api.problems import PROBLEMS  # noqa: PLC0415 - Flask is needed only here
 
     return _table(
-        ("Code", "Status", "Title"), ((f"`{p.code}`", p.status, p.title) for p in PROBLEMS.values())
+        ("Code", "Status", "Meaning"),
+        ((f"`{code}`", problem.status, problem.detail) for code, problem in PROBLEMS.items()),
     )
 
 

@@ -1,0 +1,63 @@
+"""JSON request bodies, read strictly."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from flask import Request
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from appliance.api.problems import Problem
+
+
+class StrictRequest(Request):
+    """A request whose JSON has one meaning only.
+
+    Python's reader takes duplicate keys, NaN, other encodings and any top-level value; two readers of one
+    body could then disagree about what was asked for. flask-openapi calls `get_json`, so it is replaced here.
+    """
+
+    def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:  # noqa: ARG002
+        """Return the body as an object. Raises Problem, whatever the arguments, and RequestEntityTooLarge."""
+        if (
+            self.mimetype != "application/json"
+            or self.headers.get("Content-Encoding", "identity") != "identity"
+        ):
+            raise Problem("unsupported_media_type")
+        body = self.get_data(cache=False)
+        # Of a chunked body Werkzeug returns as much as is allowed and drops the rest without a word.
+        if self.max_content_length is not None and len(body) >= self.max_content_length:
+            raise RequestEntityTooLarge
+        return read_object(body)
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """Read a JSON object (RFC 8259, UTF-8). Raises Problem, which repeats nothing of the body."""
+    try:
+        value = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_not_a_number)
+        # A lone "\ud800" is JSON, but no character: nothing could pass it on.
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeError:
+        raise Problem("invalid_json", "the body is not UTF-8, or has half of a surrogate pair") from None
+    except json.JSONDecodeError as error:
+        raise Problem(
+            "invalid_json", f"the body is not JSON: line {error.lineno}, column {error.colno}"
+        ) from None
+    except (RecursionError, ValueError):
+        # A ValueError that isn't a decode error is an integer of more digits than Python converts.
+        raise Problem("invalid_json", "the body is nested too deeply or has too large a number") from None
+    if not isinstance(value, dict):
+        raise Problem("invalid_json", "the body is JSON, but not an object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise Problem("invalid_json", "the body has the same member twice")
+    return members
+
+
+def _not_a_number(_: str) -> NoReturn:
+    raise Problem("invalid_json", "NaN and Infinity are not JSON")

@@ -1,0 +1,180 @@
+"""The gRPC face of the engine: checks requests, streams speech, maps failures to statuses, logs outcomes."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import traceback
+from contextlib import aclosing
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+import structlog
+
+from appliance.engine.client import BYTES_PER_SAMPLE, CODE_KEY, FIELD_KEY, RETRY_AFTER_KEY
+from appliance.engine.engine_pb2 import (
+    Finished,
+    Model,
+    Started,
+    StatusRequest,
+    StatusResponse,
+    SynthesizeRequest,
+    SynthesizeResponse,
+)
+from appliance.engine.engine_pb2_grpc import EngineServicer
+from appliance.engine.scheduler import AudioError, QueueFullError, Scheduler, Utterance
+from appliance.speech import Cancelled, SpeechError
+
+if TYPE_CHECKING:
+    from grpc.aio import ServicerContext
+
+    from appliance.engine.model import SpeechModel
+    from appliance.engine.settings import EngineSettings
+
+IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/|-]{0,127}")
+log: structlog.stdlib.BoundLogger = structlog.get_logger("testudo.engine")
+
+
+class RefusalError(Exception):
+    """A request not spoken to its end: `outcome` and `cause` are what the log says of it."""
+
+    def __init__(
+        self,
+        outcome: str,
+        status: grpc.StatusCode,
+        message: str,
+        *,
+        metadata: dict[str, str] | None = None,
+        cause: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+        self.status = status
+        self.metadata = tuple((metadata or {}).items())
+        self.cause = cause
+
+
+class EngineService(EngineServicer):
+    """Serves one model. The log names a request by its id and never holds a word of it."""
+
+    def __init__(
+        self, model: SpeechModel, scheduler: Scheduler, settings: EngineSettings, self_test_seconds: float
+    ) -> None:
+        self._model = model
+        self._voices = model.voices()
+        self._scheduler = scheduler
+        self._settings = settings
+        self._self_test_seconds = self_test_seconds
+        self.stopping = False
+
+    async def Status(  # noqa: N802 - gRPC's name
+        self,
+        request: StatusRequest,  # noqa: ARG002
+        context: ServicerContext[StatusRequest, StatusResponse],  # noqa: ARG002
+    ) -> StatusResponse:
+        """Say what is loaded and whether requests are taken."""
+        manifest = self._model.manifest
+        return StatusResponse(
+            ready=not self.stopping,
+            self_test_seconds=self._self_test_seconds,
+            model=Model(
+                id=manifest.id,
+                title=manifest.title,
+                notice=manifest.notice,
+                intelligible=manifest.intelligible,
+            ),
+            voices=sorted(self._voices),
+            sample_rate=self._model.sample_rate,
+            version=version("testudo"),
+        )
+
+    async def Synthesize(  # type: ignore[override]  # noqa: N802 - gRPC takes a coroutine that writes, too
+        self, request: SynthesizeRequest, context: ServicerContext[SynthesizeRequest, SynthesizeResponse]
+    ) -> None:
+        """Speak one text, one message after the other as its reader takes them."""
+        began = time.monotonic()
+        outcome, cause, audio_seconds = "spoken", None, 0.0
+        try:
+            audio_seconds = await self._speak(request, context)
+        except RefusalError as refusal:
+            outcome, cause = refusal.outcome, refusal.cause
+            await context.abort(refusal.status, str(refusal), refusal.metadata)
+        except asyncio.CancelledError:
+            outcome = "stopped" if self.stopping else "cancelled"
+            raise
+        finally:
+            log.info(
+                "request",
+                request_id=request.request_id if IDENTIFIER.fullmatch(request.request_id) else None,
+                characters=len(request.text),
+                seconds=round(time.monotonic() - began, 3),
+                audio_seconds=round(audio_seconds, 3),
+                outcome=outcome,
+                cause=cause,
+            )
+
+    async def _speak(
+        self, request: SynthesizeRequest, context: ServicerContext[SynthesizeRequest, SynthesizeResponse]
+    ) -> float:
+        """Returns the seconds of audio sent; raises RefusalError where that is not all of it."""
+        remaining: float | None = context.time_remaining()
+        limit = self._settings.max_deadline_seconds
+        seconds = limit if remaining is None else min(limit, remaining)
+        voice = self._check(request)
+        seed = request.seed if request.HasField("seed") else None
+        utterance = Utterance(request.text, voice, seed, time.monotonic() + seconds)
+        samples = 0
+        try:
+            async with asyncio.timeout(seconds), aclosing(self._scheduler.speak(utterance)) as pieces:
+                async for piece in pieces:
+                    if not samples:
+                        started = Started(sample_rate=self._model.sample_rate)
+                        await context.write(SynthesizeResponse(started=started))
+                    await context.write(SynthesizeResponse(pcm=piece))
+                    samples += len(piece) // BYTES_PER_SAMPLE
+                await context.write(SynthesizeResponse(finished=Finished(samples=samples)))
+        except Exception as error:
+            raise _refusal(error) from error
+        return samples / self._model.sample_rate
+
+    def _check(self, request: SynthesizeRequest) -> object:
+        """The conditioning of the voice asked for. That the API has checked all this is not relied on."""
+        if not IDENTIFIER.fullmatch(request.request_id):
+            raise _rejection("request_id", "invalid_request_id", "request_id is not an identifier")
+        if not IDENTIFIER.fullmatch(request.tenant):
+            raise _rejection("tenant", "invalid_tenant", "tenant is not an identifier")
+        if request.model != self._model.manifest.id:
+            raise _rejection("model", "unknown_model", "model is not the one that is loaded")
+        if request.voice not in self._voices:
+            raise _rejection("voice", "unknown_voice", "voice is not one of the model's")
+        if not request.text.strip():
+            raise _rejection("input", "input_empty", "input is empty")
+        limit = self._settings.max_input_characters
+        if len(request.text) > limit:
+            raise _rejection("input", "input_too_long", f"input is longer than {limit} characters")
+        return self._voices[request.voice]
+
+
+def _rejection(field: str, code: str, message: str) -> RefusalError:
+    metadata = {FIELD_KEY: field, CODE_KEY: code}
+    return RefusalError("rejected", grpc.StatusCode.INVALID_ARGUMENT, message, metadata=metadata, cause=code)
+
+
+def _refusal(error: Exception) -> RefusalError:
+    match error:
+        case SpeechError():
+            return _rejection(error.field, error.code, str(error))
+        case QueueFullError():
+            metadata = {RETRY_AFTER_KEY: str(error.retry_after)}
+            return RefusalError("busy", grpc.StatusCode.RESOURCE_EXHAUSTED, str(error), metadata=metadata)
+        case TimeoutError() | Cancelled():
+            return RefusalError("deadline", grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
+        case AudioError():
+            return RefusalError("failed", grpc.StatusCode.INTERNAL, str(error), cause=error.code)
+    # Its message is neither sent nor logged: it may quote the text.
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    cause = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
+    return RefusalError("failed", grpc.StatusCode.INTERNAL, "the model failed", cause=cause)

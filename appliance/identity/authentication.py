@@ -1,0 +1,60 @@
+"""From an Authorization header to a Principal."""
+
+from __future__ import annotations
+
+import hmac
+from typing import TYPE_CHECKING
+
+from appliance.identity.apikey import ApiKey
+from appliance.identity.principal import Principal
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from appliance.identity.keyring import Keyring
+
+_NOBODY = "0" * 64
+
+
+class AuthenticationError(Exception):
+    """The caller is not known; nothing of what the caller sent is kept.
+
+    `code` is "missing_api_key" where there is no bearer token, and "invalid_api_key" where there is one that
+    opens nothing: malformed, unknown, wrong, expired or revoked. Nobody is told which of these it is.
+    """
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class Authenticator:
+    """Verifies API keys against a keyring that is read once, at start."""
+
+    def __init__(self, keyring: Keyring, pepper: bytes) -> None:
+        self._records = {record.id: record for record in keyring.keys}
+        self._pepper = pepper
+
+    def authenticate(self, authorization: str | None, *, now: datetime) -> Principal:
+        """Verify the value of an Authorization header: `Bearer tsk_<key id>_<secret>`.
+
+        An unknown id costs the same HMAC and comparison as a known one, so that time tells nothing.
+        Raises AuthenticationError.
+        """
+        scheme, _, token = (authorization or "").strip().partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise AuthenticationError("missing_api_key")
+        key = ApiKey.parse(token.strip())
+        if key is None:
+            raise AuthenticationError("invalid_api_key")
+        record = self._records.get(key.id)
+        genuine = hmac.compare_digest(key.digest(self._pepper), record.digest if record else _NOBODY)
+        if record is None or not genuine or record.state(now) != "active":
+            raise AuthenticationError("invalid_api_key")
+        return Principal(
+            tenant=record.tenant,
+            subject=record.subject,
+            scopes=record.scopes,
+            method="api_key",
+            key_id=record.id,
+        )

@@ -1,0 +1,53 @@
+"""The four networks of a bundle."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from appliance.speech.autoregressive import Autoregressive
+from appliance.speech.bundle import NETWORKS
+from appliance.speech.clvp import Clvp
+from appliance.speech.config import ModelConfig
+from appliance.speech.diffusion import Diffusion
+from appliance.speech.errors import BundleError
+from appliance.speech.univnet import UnivNet
+
+Network = Autoregressive | Clvp | Diffusion | UnivNet
+
+
+class Networks:
+    """The networks of a configuration, on the meta device until `load` gives them their parameters."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        with torch.device("meta"):
+            self.autoregressive = Autoregressive(config.autoregressive)
+            self.clvp = Clvp(config.clvp)
+            self.diffusion = Diffusion(config.diffusion)
+            self.vocoder = UnivNet(config.vocoder)
+
+    def named(self) -> Iterator[tuple[str, Network]]:
+        """Yield each network with the name of its file, without suffix."""
+        yield from zip(NETWORKS, (self.autoregressive, self.clvp, self.diffusion, self.vocoder), strict=True)
+
+    def load(self, bundle: Path, device: torch.device) -> None:
+        """Load the parameters from a verified bundle. Raises `BundleError` unless exactly these are there.
+
+        Tensors of upstream's checkpoints that a network lists as unused are dropped.
+        """
+        for name, network in self.named():
+            path = bundle / f"{name}.safetensors"
+            state = load_file(path, device=str(device))
+            for key in [key for key in state if any(re.fullmatch(unused, key) for unused in network.UNUSED)]:
+                del state[key]
+            try:
+                network.load_state_dict(state, strict=True, assign=True)
+            except RuntimeError as error:
+                raise BundleError(
+                    f"{path} does not hold the parameters of the model in its manifest"
+                ) from error
+            network.requires_grad_(requires_grad=False).eval()

@@ -1,0 +1,31 @@
+"""The tiny bundle, made once per test process, and its loaded synthesizer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from appliance.speech import Conditioning, Synthesizer
+from appliance.speech.tiny import make
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that tests may read but not change."""
+    folder = tmp_path_factory.mktemp("weights") / "tiny"
+    make(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def synthesizer(bundle: Path) -> Synthesizer:
+    return Synthesizer.load(bundle)
+
+
+@pytest.fixture(scope="session")
+def voice(synthesizer: Synthesizer) -> Conditioning:
+    return synthesizer.voices()["demo"]
