@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 from flask import Response, g, request
@@ -127,6 +127,7 @@ def _authorise() -> None:
 def _finish(response: Response) -> Response:
     """Add what every answer carries; log the request when its last byte is sent or its caller gone."""
     note = record()
+    cast("StrictRequest", request).discard_body()
     note.status = response.status_code
     response.headers["x-request-id"] = note.id
     response.headers["Cache-Control"] = "no-store"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from flask import Request
+from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from appliance.api.problems import Problem
@@ -30,6 +32,17 @@ class StrictRequest(Request):
         if self.max_content_length is not None and len(body) >= self.max_content_length:
             raise RequestEntityTooLarge
         return read_object(body)
+
+    def discard_body(self) -> None:
+        """Read what is left of the body, up to a mebibyte.
+
+        Gunicorn itself discards less than 64 KiB and else closes a connection that its answer has promised to
+        keep; nginx may have sent somebody else's request into it by then, who would get a 502.
+        """
+        with suppress(OSError, ParseException):
+            for _ in range(16):
+                if not self.environ["wsgi.input"].read(65_536):
+                    break
 
 
 def read_object(body: bytes) -> dict[str, Any]:

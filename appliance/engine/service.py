@@ -96,9 +96,10 @@ class EngineService(EngineServicer):
     ) -> None:
         """Speak one text, one message after the other as its reader takes them."""
         began = time.monotonic()
-        outcome, cause, audio_seconds = "spoken", None, 0.0
+        outcome, cause = "spoken", None
+        sent = Finished()
         try:
-            audio_seconds = await self._speak(request, context)
+            await self._speak(request, context, sent)
         except RefusalError as refusal:
             outcome, cause = refusal.outcome, refusal.cause
             await context.abort(refusal.status, str(refusal), refusal.metadata)
@@ -111,34 +112,35 @@ class EngineService(EngineServicer):
                 request_id=request.request_id if IDENTIFIER.fullmatch(request.request_id) else None,
                 characters=len(request.text),
                 seconds=round(time.monotonic() - began, 3),
-                audio_seconds=round(audio_seconds, 3),
+                audio_seconds=round(sent.samples / self._model.sample_rate, 3),
                 outcome=outcome,
                 cause=cause,
             )
 
     async def _speak(
-        self, request: SynthesizeRequest, context: ServicerContext[SynthesizeRequest, SynthesizeResponse]
-    ) -> float:
-        """Returns the seconds of audio sent; raises RefusalError where that is not all of it."""
+        self,
+        request: SynthesizeRequest,
+        context: ServicerContext[SynthesizeRequest, SynthesizeResponse],
+        sent: Finished,
+    ) -> None:
+        """Send the speech, counting in `sent`; raises RefusalError where that is not all of it."""
         remaining: float | None = context.time_remaining()
         limit = self._settings.max_deadline_seconds
         seconds = limit if remaining is None else min(limit, remaining)
         voice = self._check(request)
         seed = request.seed if request.HasField("seed") else None
         utterance = Utterance(request.text, voice, seed, time.monotonic() + seconds)
-        samples = 0
         try:
             async with asyncio.timeout(seconds), aclosing(self._scheduler.speak(utterance)) as pieces:
                 async for piece in pieces:
-                    if not samples:
+                    if not sent.samples:
                         started = Started(sample_rate=self._model.sample_rate)
                         await context.write(SynthesizeResponse(started=started))
                     await context.write(SynthesizeResponse(pcm=piece))
-                    samples += len(piece) // BYTES_PER_SAMPLE
-                await context.write(SynthesizeResponse(finished=Finished(samples=samples)))
+                    sent.samples += len(piece) // BYTES_PER_SAMPLE
+                await context.write(SynthesizeResponse(finished=sent))
         except Exception as error:
             raise _refusal(error) from error
-        return samples / self._model.sample_rate
 
     def _check(self, request: SynthesizeRequest) -> object:
         """The conditioning of the voice asked for. That the API has checked all this is not relied on."""
@@ -166,12 +168,16 @@ def _rejection(field: str, code: str, message: str) -> RefusalError:
 def _refusal(error: Exception) -> RefusalError:
     match error:
         case SpeechError():
-            return _rejection(error.field, error.code, str(error))
+            # Speech names its argument; the API's field is called as OpenAI's.
+            field = "input" if error.field == "text" else error.field
+            return _rejection(field, error.code, str(error))
         case QueueFullError():
             metadata = {RETRY_AFTER_KEY: str(error.retry_after)}
             return RefusalError("busy", grpc.StatusCode.RESOURCE_EXHAUSTED, str(error), metadata=metadata)
         case TimeoutError() | Cancelled():
             return RefusalError("deadline", grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
+        case grpc.aio.InternalError():
+            return RefusalError("cancelled", grpc.StatusCode.CANCELLED, "the caller has gone")
         case AudioError():
             return RefusalError("failed", grpc.StatusCode.INTERNAL, str(error), cause=error.code)
     # Its message is neither sent nor logged: it may quote the text.

@@ -1,4 +1,4 @@
-"""Whether KVM can run a guest here. The device node alone proves nothing: nested hosts offer one that cannot."""
+"""Whether KVM can run a guest here. Nested hosts offer a device node that cannot: it is tried."""
 
 from __future__ import annotations
 

@@ -112,7 +112,9 @@ def sweep(layout: Layout) -> Leftovers:
     """End the processes, containers and mounts of a build of this checkout and remove its scratch."""
     found = Leftovers()
     # podman is left to finish what it started: killing it half-way is what strands network namespaces.
-    others = {pid: name for pid, name in _marked(layout).items() if name not in {"podman", "conmon", "netavark"}}
+    others = {
+        pid: name for pid, name in _marked(layout).items() if name not in {"podman", "conmon", "netavark"}
+    }
     found.processes = [f"{name} ({pid})" for pid, name in others.items()]
     _end(layout, set(others))
     found.containers = _containers(layout)
@@ -143,14 +145,20 @@ def _marked(layout: Layout) -> dict[int, str]:
 
 def _end(layout: Layout, pids: set[int], *, patience: float = 0.0) -> None:
     """Wait `patience` seconds for processes to end by themselves, then ask, then kill."""
-    for seconds, number in ((patience, signal.SIGTERM), (GRACE_SECONDS, signal.SIGKILL), (GRACE_SECONDS, None)):
+    for seconds, number in (
+        (patience, signal.SIGTERM),
+        (GRACE_SECONDS, signal.SIGKILL),
+        (GRACE_SECONDS, None),
+    ):
         deadline = time.monotonic() + seconds
         while (alive := pids & _marked(layout).keys()) and time.monotonic() < deadline:
             time.sleep(0.1)
         if not alive:
             return
         if number is None:
-            raise StepError(f"processes {sorted(alive)} of an earlier build cannot be ended: end them by hand")
+            raise StepError(
+                f"processes {sorted(alive)} of an earlier build cannot be ended: end them by hand"
+            )
         for pid in alive:
             try:
                 os.kill(pid, number)

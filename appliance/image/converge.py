@@ -22,18 +22,22 @@ SITE_PACKAGES = "/run/testudo/site-packages"
 SOURCE = "/run/testudo/source"
 SOURCES = ("ansible", "roles", "requirements", "pyproject.toml")
 # PYTHONPATH would reach the modules and make the image's pip believe that our packages are the image's.
-ANSIBLE_PLAYBOOK = f"import sys; sys.path.append({SITE_PACKAGES!r}); from ansible.cli.playbook import main; main()"
+ANSIBLE_PLAYBOOK = (
+    f"import sys; sys.path.append({SITE_PACKAGES!r}); from ansible.cli.playbook import main; main()"
+)
 WHEELHOUSE = "/var/cache/testudo/wheelhouse"
 BUILD_APT_CONF = "etc/apt/apt.conf.d/99mmdebstrap"
 EMPTIED = ("run", "tmp", "var/cache/testudo", "var/lib/apt/lists")
 PLAY_SECONDS = 1200.0
 
 
-def play(layout: Layout, step: Step, tree: Path, *, tags: str | None = None, source: Path | None = None) -> None:
+def play(
+    layout: Layout, step: Step, tree: Path, *, tags: str | None = None, source: Path | None = None
+) -> None:
     """Apply ansible/site.yml to `tree` in a container that shares nothing with the host but the kernel.
 
-    Ansible itself runs in there too, out of this environment's site-packages: neither a task nor a lookup or a
-    delegated task reaches the host, and a task takes a third of the time that `podman exec` for each would.
+    Ansible itself runs in there too, out of this environment's site-packages: neither a task nor a lookup nor
+    a delegated task reaches the host, and a task takes a third of the time that `podman exec` for each would.
 
     Args:
         layout: the running build.
@@ -47,18 +51,40 @@ def play(layout: Layout, step: Step, tree: Path, *, tags: str | None = None, sou
     """
     isolation.configure(layout, tree)
     source = source or layout.root
-    mounts = {
+    mounts: dict[Path | str, str] = {
         sysconfig.get_path("purelib"): SITE_PACKAGES,
         layout.wheelhouse: WHEELHOUSE,
         **{source / name: f"{SOURCE}/{name}" for name in SOURCES if (source / name).exists()},
     }
-    facts = {"seal_git_commit": commit(layout), "seal_built_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
-    with isolation.container(layout, tree, volumes=[f"{host}:{inside}:ro" for host, inside in mounts.items()]) as name:
+    facts = {
+        "seal_git_commit": commit(layout),
+        "seal_built_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    with isolation.container(
+        layout, tree, volumes=[f"{host}:{inside}:ro" for host, inside in mounts.items()]
+    ) as name:
         step.run(
-            ["podman", "exec", f"--workdir={SOURCE}", f"--env=ANSIBLE_CONFIG={SOURCE}/ansible/ansible.cfg"]
-            + ["--env=ANSIBLE_HOME=/run/testudo/ansible", "--env=ANSIBLE_NOCOLOR=1", "--env=LANG=C.UTF-8", name]
-            + ["python3", "-c", ANSIBLE_PLAYBOOK, "--inventory", "tree,", "--connection", "local"]
-            + ["--extra-vars", json.dumps(facts), *(["--tags", tags] if tags else []), "ansible/site.yml"],
+            [
+                "podman",
+                "exec",
+                f"--workdir={SOURCE}",
+                f"--env=ANSIBLE_CONFIG={SOURCE}/ansible/ansible.cfg",
+                "--env=ANSIBLE_HOME=/run/testudo/ansible",
+                "--env=ANSIBLE_NOCOLOR=1",
+                "--env=LANG=C.UTF-8",
+                name,
+                "python3",
+                "-c",
+                ANSIBLE_PLAYBOOK,
+                "--inventory",
+                "tree,",
+                "--connection",
+                "local",
+                "--extra-vars",
+                json.dumps(facts),
+                *(["--tags", tags] if tags else []),
+                "ansible/site.yml",
+            ],
             timeout=PLAY_SECONDS,
             shown=r"TASK \[.*\]",
         )
@@ -84,7 +110,7 @@ def copy_tree(source: Path, target: Path) -> None:
 
 
 def undo_build_settings(tree: Path) -> None:
-    """Take out of a tree what only its construction needed: the host's mirror and proxy, podman's mount points."""
+    """Take out of a tree what only its making needed: the host's mirror and proxy, podman's mount points."""
     isolation.attach_resolver(tree)
     (tree / "etc/apt/sources.list").write_text(mirror.OFFICIAL.sources())
     (tree / BUILD_APT_CONF).unlink(missing_ok=True)

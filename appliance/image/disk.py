@@ -1,8 +1,8 @@
-"""Turn a tree into a disk that boots by itself, BIOS or UEFI with Secure Boot, without loop devices or mounts.
+"""Turn a tree into a disk that boots by itself, from BIOS or UEFI, without loop devices or mounts.
 
-GPT: 1 MiB for GRUB's core image (BIOS), 32 MiB EFI system partition with Debian's signed shim and GRUB, root ext4
-to the end. The sector addresses that `grub-bios-setup` would write are patched in here, since that tool only
-works on block devices (GRUB's boot.S and diskboot.S name the fields).
+GPT: 1 MiB for GRUB's core image (BIOS), 32 MiB EFI system partition with Debian's signed shim and GRUB,
+the root to the end. The sector addresses that `grub-bios-setup` would write are patched in here, since that
+tool only works on block devices (GRUB's boot.S and diskboot.S name the fields).
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ EFI_START = 4096
 ROOT_START = EFI_START + 32 * MIB // SECTOR
 DISK_BYTES = 8 * 1024 * MIB  # cloud-init grows the root to whatever the machine gives
 TAIL_SECTORS = 2048  # room for the second GPT
+ROOT_SECTORS = DISK_BYTES // SECTOR - TAIL_SECTORS - ROOT_START
 PARTITIONS = f"""\
 label: gpt
 start={CORE_START}, size={EFI_START - CORE_START}, type=21686148-6449-6E6F-744E-656564454649, name=bios
 start={EFI_START}, size={ROOT_START - EFI_START}, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B, name=efi
-start={ROOT_START}, size={DISK_BYTES // SECTOR - TAIL_SECTORS - ROOT_START}, type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709, name=root
+start={ROOT_START}, size={ROOT_SECTORS}, type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709, name=root
 """
 BOOT_CODE_BYTES = 440  # what follows in sector 0 is the protective partition table
 KERNEL_SECTOR_AT = 0x5C  # boot.S: kernel_sector
@@ -105,14 +106,16 @@ def _install_boot_files(layout: Layout, uuid: str) -> None:
     options = run_in(
         layout,
         tree,
-        f"grub-mkimage -O i386-pc -p /boot/grub -c /boot/grub/early.cfg -o /boot/grub/i386-pc/core.img {CORE_MODULES}\n"
+        "cd /boot/grub\n"
+        f"grub-mkimage -O i386-pc -p /boot/grub -c early.cfg -o i386-pc/core.img {CORE_MODULES}\n"
         "set +u; . /etc/default/grub; for file in /etc/default/grub.d/*.cfg; do . $file; done\n"
         'echo "$GRUB_CMDLINE_LINUX $GRUB_CMDLINE_LINUX_DEFAULT"',
     ).strip()
     (grub / "early.cfg").unlink()
     # update-grub writes its own over this one with the first new kernel.
     (grub / "grub.cfg").write_text(
-        "set timeout=1\nserial --speed=115200\nterminal_input console serial\nterminal_output console serial\n"
+        "set timeout=1\nserial --speed=115200\n"
+        "terminal_input console serial\nterminal_output console serial\n"
         f'{search}menuentry "Testudo" {{\n'
         f"  linux /boot/{kernel.name} root=UUID={uuid} ro {options}\n  initrd /boot/{ramdisk.name}\n}}\n"
     )
@@ -122,10 +125,29 @@ def _install_boot_files(layout: Layout, uuid: str) -> None:
 
 
 def _write_root(tree: Path, raw: Path, uuid: str, step: Step) -> None:
-    blocks = (DISK_BYTES // SECTOR - TAIL_SECTORS - ROOT_START) * SECTOR // 4096
+    blocks = ROOT_SECTORS * SECTOR // 4096
     step.run(
-        ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "1", "-L", "testudo-root", "-U", uuid]
-        + ["-d", tree, "-E", f"offset={ROOT_START * SECTOR},root_owner=0:0", raw, str(blocks)]
+        [
+            "mke2fs",
+            "-q",
+            "-F",
+            "-t",
+            "ext4",
+            "-b",
+            "4096",
+            "-m",
+            "1",
+            "-L",
+            "testudo-root",
+            "-U",
+            uuid,
+            "-d",
+            tree,
+            "-E",
+            f"offset={ROOT_START * SECTOR},root_owner=0:0",
+            raw,
+            str(blocks),
+        ]
     )
 
 
@@ -134,7 +156,9 @@ def _write_bios_loader(tree: Path, raw: Path) -> None:
     boot = bytearray((modules / "boot.img").read_bytes())
     core = bytearray((modules / "core.img").read_bytes())
     if len(core) > (EFI_START - CORE_START) * SECTOR:
-        raise StepError(f"GRUB's core image has {len(core)} bytes and its partition {EFI_START - CORE_START} sectors")
+        raise StepError(
+            f"GRUB's core image has {len(core)} bytes and its partition {EFI_START - CORE_START} sectors"
+        )
     struct.pack_into("<Q", boot, KERNEL_SECTOR_AT, CORE_START)
     struct.pack_into("<Q", core, BLOCKLIST_AT, CORE_START + 1)
     with raw.open("r+b") as disk:

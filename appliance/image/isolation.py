@@ -1,4 +1,4 @@
-"""Containers of a tree: systemd as PID 1, own network, process, IPC, host name and mount namespaces, own /dev.
+"""Containers of a tree: systemd as PID 1, namespaces of its own for all that a play changes, its own /dev.
 
 A chroot would share the kernel's knobs, the firewall and the device nodes with the host, and a hardening play
 changes exactly those.
@@ -6,6 +6,7 @@ changes exactly those.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
@@ -23,8 +24,23 @@ if TYPE_CHECKING:
     from appliance.image.layout import Layout
 
 INIT = "/lib/systemd/systemd"
-# The play checks nftables rules and PAM; both act on the container's own network and user records.
-CAPABILITIES = ("NET_ADMIN", "AUDIT_WRITE")
+# What package scripts, systemd and the play need for the tree's users, files and network, and nothing that
+# could loosen the isolation (SYS_ADMIN, MKNOD, SYS_MODULE, SYS_TIME), whatever podman's defaults are.
+CAPABILITIES = (
+    "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "NET_ADMIN",
+    "NET_BIND_SERVICE",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
+)
 # Waiting for a lease or for a metadata service that a container does not have costs minutes at each restart.
 MASKED_UNITS = (
     "cloud-init-local.service",
@@ -45,7 +61,7 @@ LIMITS: tuple[tuple[str, ...] | None, ...] = (None, ("nofile=1024:1024", "nproc=
 
 
 def configure(layout: Layout, tree: Path) -> str:
-    """Write build/containers.conf with a runtime and limits under which systemd of `tree` starts on this host.
+    """Write build/containers.conf with a runtime and limits under which systemd starts on this host.
 
     Probed once for each version of podman and kernel. Returns what was chosen.
 
@@ -54,7 +70,7 @@ def configure(layout: Layout, tree: Path) -> str:
     """
     if shutil.which("podman") is None:
         raise StepError("podman is missing: apt-get install podman runc containernetworking-plugins iptables")
-    header = f"# Probed with {capture(['podman', '--version']).strip()}, kernel {capture(['uname', '-r']).strip()}\n"
+    header = f"# Probed with {capture(['podman', '--version']).strip()}, kernel {os.uname().release}\n"
     if layout.containers_conf.exists() and layout.containers_conf.read_text().startswith(header):
         return "as probed before"
     failures = []
@@ -73,8 +89,8 @@ def configure(layout: Layout, tree: Path) -> str:
 
 def _containers_conf(runtime: str, limits: Sequence[str] | None) -> str:
     quoted = ", ".join(f'"{limit}"' for limit in limits or ())
-    return (
-        f'[engine]\nruntime = "{runtime}"\n[containers]\n' + (f"default_ulimits = [{quoted}]\n" if limits else "")
+    return f'[engine]\nruntime = "{runtime}"\n[containers]\n' + (
+        f"default_ulimits = [{quoted}]\n" if limits else ""
     )
 
 
@@ -94,7 +110,7 @@ def container(layout: Layout, tree: Path, *, volumes: Sequence[str] = ()) -> Ite
     detach_resolver(tree)
     command = ["podman", "run", "--detach", "--name", name, "--label", f"{LABEL}={layout.root}"]
     command += ["--systemd=always", "--hostname=testudo", "--stop-timeout=20"]
-    command += [f"--cap-add={capability}" for capability in CAPABILITIES]
+    command += ["--cap-drop=all", *(f"--cap-add={capability}" for capability in CAPABILITIES)]
     command += [f"--volume={volume}" for volume in volumes]
     command += ["--rootfs", str(tree), INIT, *(f"systemd.mask={unit}" for unit in MASKED_UNITS)]
     try:
@@ -107,7 +123,7 @@ def container(layout: Layout, tree: Path, *, volumes: Sequence[str] = ()) -> Ite
 
 
 def detach_resolver(tree: Path) -> None:
-    """Put an empty file where podman binds its own resolv.conf: a link into /run would hide it from the container."""
+    """Put an empty file where podman binds its resolv.conf: behind a link into /run it would be hidden."""
     resolver = tree / RESOLVER
     resolver.unlink(missing_ok=True)
     resolver.touch()
@@ -145,6 +161,16 @@ def run_in(layout: Layout, tree: Path, script: str) -> str:
         StepError: the script failed.
     """
     return capture(
-        ["podman", "run", "--rm", "--network=none", f"--label={LABEL}={layout.root}"]
-        + ["--rootfs", str(tree), "/bin/sh", "-euc", script]
+        [
+            "podman",
+            "run",
+            "--rm",
+            "--network=none",
+            f"--label={LABEL}={layout.root}",
+            "--rootfs",
+            str(tree),
+            "/bin/sh",
+            "-euc",
+            script,
+        ]
     )

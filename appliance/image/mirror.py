@@ -40,12 +40,15 @@ def of_host() -> Mirror:
     Raises:
         StepError: apt's configuration cannot be read.
     """
-    listed = capture(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"])
+    listed = capture(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"]
+    )
     found = dict(line.split()[::-1] for line in listed.splitlines())
     codenames = "bookworm|trixie"
     archive = next((uri for suite, uri in found.items() if re.fullmatch(codenames, suite)), OFFICIAL_ARCHIVE)
     security = next(
-        (uri for suite, uri in found.items() if re.fullmatch(f"({codenames})-security", suite)), OFFICIAL_SECURITY
+        (uri for suite, uri in found.items() if re.fullmatch(f"({codenames})-security", suite)),
+        OFFICIAL_SECURITY,
     )
     proxy = capture(["apt-config", "dump", "--format=%v", "Acquire::http::Proxy"]).strip()
     return Mirror(archive.rstrip("/"), security.rstrip("/"), proxy or None)

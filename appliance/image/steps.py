@@ -84,7 +84,7 @@ class Step:
                 while (status := _wait(process, HEARTBEAT_SECONDS)) is None:
                     elapsed = time.monotonic() - start
                     if timeout is not None and elapsed > timeout:
-                        raise StepError(f"{command[0]} did not finish within {timeout:.0f} s")
+                        raise StepError(f"{command[0]} did not finish within {timeout:.0f} s")  # noqa: TRY301
                     console.print(f"  {self.name}: {elapsed:.0f} s, {self._last_line(shown)}", markup=False)
             except BaseException:
                 process.terminate()
@@ -129,10 +129,15 @@ def step(layout: Layout, name: str, purpose: str) -> Iterator[Step]:
         raise StepError(f"{name}: {error}\n{running.tail()}\nWhole log: {running.log}") from error
     finally:
         running.close()
-    timing = Timing(name, round(time.monotonic() - start, 1), running.note)
+    record(layout, name, time.monotonic() - start, running.note)
+
+
+def record(layout: Layout, name: str, seconds: float, note: str) -> None:
+    """Announce that a step is done and keep its time for the final table."""
+    timing = Timing(name, round(seconds, 1), note)
     with layout.timings.open("a") as timings:
         timings.write(json.dumps(asdict(timing)) + "\n")
-    console.print(f"{name}: done in {timing.seconds:.1f} s {timing.note}".rstrip(), markup=False)
+    console.print(f"{name}: done in {timing.seconds:.1f} s {note}".rstrip(), markup=False)
 
 
 def read_timings(layout: Layout) -> list[Timing]:

@@ -1,4 +1,4 @@
-"""Root file systems: the base like Debian's cloud image, and the platform, which has every package besides."""
+"""Root file systems: the base, like Debian's cloud image, and the platform, which has every package too."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from appliance.image import isolation, mirror
+from appliance.image.cleanup import LABEL
 from appliance.image.converge import copy_tree, play
 from appliance.image.steps import StepError, capture
 
@@ -29,8 +30,8 @@ CONTAINER_IMAGE = "localhost/testudo-platform:latest"
 def base_tree(layout: Layout, step: Step) -> Path:
     """Return the cached base tree, or make it with mmdebstrap.
 
-    Its key covers the package list, the files laid over it, this recipe, the mirror and the day (UTC), so that
-    an image is at most a day behind Debian's security fixes.
+    Its key covers the package list, the files laid over it, this recipe, the mirror and the day (UTC), so
+    that an image is at most a day behind Debian's security fixes.
 
     Raises:
         StepError: mmdebstrap is missing or failed.
@@ -56,7 +57,8 @@ def base_tree(layout: Layout, step: Step) -> Path:
         ["mmdebstrap", "--mode=root", "--format=directory", "--variant=minbase", "--skip=cleanup/apt/lists"]
         + [f"--include={','.join(names)}"]
         + [f'--aptopt={name} "{value}"' for name, value in options.items()]
-        + [f'--customize-hook=cp --recursive --no-preserve=ownership "{overlay}/." "$1"']
+        # Before the kernel is installed, whose initial RAM disk takes the root's fsck by the fstab.
+        + [f'--essential-hook=cp --recursive --no-preserve=ownership "{overlay}/." "$1"']
         + [f'--customize-hook=chroot "$1" systemctl enable {" ".join(ENABLED_UNITS)}']
         + [mirror.RELEASE, scratch, *source.sources().splitlines()],
         timeout=900,
@@ -101,7 +103,7 @@ def container_image(layout: Layout, step: Step) -> str:
         StepError: the tree could not be made or imported.
     """
     tree = platform_tree(layout, step)
-    mark = f"{isolation.LABEL}.tree={tree.name}"
+    mark = f"{LABEL}.tree={tree.name}"
     if capture(["podman", "images", "--quiet", "--filter", f"label={mark}"]).strip():
         step.note = "(cached)"
         return CONTAINER_IMAGE
@@ -113,8 +115,15 @@ def container_image(layout: Layout, step: Step) -> str:
         timeout=300,
     )
     archive.unlink()
-    capture(["podman", "image", "prune", "--force", "--filter", f"label={isolation.LABEL}.tree"])
+    capture(["podman", "image", "prune", "--force", "--filter", f"label={LABEL}.tree"])
     return CONTAINER_IMAGE
+
+
+def forget(layout: Layout) -> None:
+    """Drop the cached trees, so that the next ones take what Debian has now."""
+    for kind in ("base", "platform"):
+        for tree in layout.cache.glob(f"{kind}-*"):
+            shutil.rmtree(tree)
 
 
 def _publish(scratch: Path, target: Path) -> Path:

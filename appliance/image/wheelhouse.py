@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sys
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from appliance.image.steps import capture
@@ -19,7 +21,7 @@ SOURCES = ("appliance", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
 
 
 def build_wheelhouse(layout: Layout, step: Step) -> None:
-    """Fill build/wheelhouse: wheels by the hashes of requirements/service.txt, and ours from the working tree.
+    """Fill build/wheelhouse: wheels by the hashes of requirements/service.txt, ours from the working tree.
 
     The dependencies are fetched again only when the lock changes.
 
@@ -38,18 +40,12 @@ def build_wheelhouse(layout: Layout, step: Step) -> None:
         step.note = "(dependencies cached)"
     fresh = layout.temporary / "wheelhouse"
     # Hard links: the folder is only ever read, and a copy of torch is a fifth of a gigabyte.
-    shutil.copytree(dependencies, fresh, copy_function=_link)
+    shutil.copytree(dependencies, fresh, copy_function=os.link)
     shutil.copy(lock, fresh)
     _build_own(layout, fresh, step)
     if layout.wheelhouse.exists():
         shutil.rmtree(layout.wheelhouse)
     fresh.rename(layout.wheelhouse)
-
-
-def _link(source: str, target: str) -> None:
-    from os import link
-
-    link(source, target)
 
 
 def _pip() -> list[str]:
@@ -58,14 +54,24 @@ def _pip() -> list[str]:
 
 def _download(lock: Path, target: Path, scratch: Path, step: Step) -> None:
     step.run(
-        [*_pip(), "download", "--no-deps", "--only-binary=:all:", "--require-hashes", "-r", lock, "-d", scratch],
+        [
+            *_pip(),
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--require-hashes",
+            "-r",
+            lock,
+            "-d",
+            scratch,
+        ],
         timeout=900,
     )
     scratch.rename(target)
 
 
 def _build_own(layout: Layout, target: Path, step: Step) -> None:
-    # A copy, since setuptools leaves build/ and egg-info beside the sources and packs stale modules out of them.
+    # A copy, since setuptools leaves build/ and egg-info beside the sources and packs what is stale in them.
     source = layout.temporary / "source"
     source.mkdir()
     for name in SOURCES:
@@ -83,10 +89,16 @@ def _build_own(layout: Layout, target: Path, step: Step) -> None:
 
 
 def commit(layout: Layout) -> str:
-    """Return the commit that is built, marked `-dirty` where the working tree differs from it."""
-    return capture(["git", "-C", layout.root, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]).strip()
+    """Return the commit that is built, `-dirty` where the working tree differs; `unknown` without git."""
+    if not (layout.root / ".git").exists():
+        return "unknown"
+    return capture(
+        ["git", "-C", layout.root, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    ).strip()
 
 
 def commit_time(layout: Layout) -> str:
-    """Return the time of that commit in seconds since the epoch."""
+    """Return that commit's time in seconds since the epoch; without git, the first that a wheel can hold."""
+    if not (layout.root / ".git").exists():
+        return str(int(datetime(1980, 1, 1, tzinfo=UTC).timestamp()))
     return capture(["git", "-C", layout.root, "log", "-1", "--format=%ct"]).strip()

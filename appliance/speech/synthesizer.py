@@ -21,7 +21,7 @@ from appliance.speech.bundle import MEL_NORMS, TOKENIZER, Manifest, locate, read
 from appliance.speech.codes import settle, spoken_length
 from appliance.speech.config import SynthesisOptions
 from appliance.speech.denoising import denoise
-from appliance.speech.errors import Cancelled, SpeechError
+from appliance.speech.errors import BundleError, Cancelled, SpeechError
 from appliance.speech.networks import Networks
 from appliance.speech.resample import CODE_RATE, to_code_rate, to_output_rate
 from appliance.speech.text import utterances
@@ -100,8 +100,9 @@ class Synthesizer:
                 samples, rate = soundfile.read(self._bundle / path, dtype="float32", always_2d=True)
                 clips.append(samples.mean(axis=1))
                 rates.add(rate)
-            (rate,) = rates
-            voices[name] = self.condition(clips, rate)
+            if len(rates) > 1:
+                raise BundleError(f"the clips of voice {name} differ in their sample rate")
+            voices[name] = self.condition(clips, rates.pop())
         return MappingProxyType(voices)
 
     @torch.inference_mode()

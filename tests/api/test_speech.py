@@ -20,9 +20,6 @@ from appliance.api.audio import FORMATS
 from appliance.engine.client import EngineClient, EngineError
 from appliance.identity.credentials import Credentials
 
-# In a parallel run with --dist loadgroup one worker has all of these, so that torch is started once.
-pytestmark = pytest.mark.xdist_group("real_engine")
-
 RATE = 24_000
 BODY = FAKE_BODY | {"model": "tortoise-tiny", "input": "Good morning. The tortoise is here."}
 # The tiny model speaks this for long enough to be killed in the middle.
@@ -83,6 +80,7 @@ class EngineProcess:
 
 @pytest.fixture(scope="session")
 def real_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
+    """Started once by each worker that has a test of this file: with --dist loadfile by one."""
     folder = tmp_path_factory.mktemp("real-engine")
     testudo = Path(sys.executable).with_name("testudo")
     subprocess.run(

@@ -223,6 +223,22 @@ def test_probes_cannot_take_all_threads_while_the_engine_hangs(
         server.stop()
 
 
+@pytest.mark.parametrize("size", [0, 65_535, 65_536, 65_537, 500_000])
+@pytest.mark.parametrize("known", [False, True], ids=["without a key", "with a key"])
+def test_a_refused_body_does_not_cost_the_next_request_its_connection(
+    *, server: ApiServer, key: str, size: int, known: bool
+) -> None:
+    """nginx sends requests of different callers one after the other into one connection."""
+    authorization = f"Authorization: Bearer {key}\r\n" if known else ""
+    head = f"POST {SPEECH} HTTP/1.1\r\nHost: testudo\r\n{authorization}Content-Length: {size}\r\n\r\n"
+    with server.connect() as connection:
+        connection.sendall(head.encode() + b"x" * size)
+        time.sleep(0.2)
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 4")
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: testudo\r\n\r\n")
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+
+
 def test_a_malformed_chunk_is_the_callers_fault(server: ApiServer, key: str) -> None:
     head, _, _ = speech_request(key).partition(b"Content-Length")
     with server.connect() as connection:

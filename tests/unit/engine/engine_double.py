@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from appliance.engine.model import SELF_TEST_TEXT
-from appliance.speech import Cancelled, Manifest
+from appliance.speech import PUBLISHED, Cancelled, Manifest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,8 +26,8 @@ NOTICE = "This double speaks tones, not words."
 class Double:
     """Speaks `steps` steps of a quarter second, each of which takes `pace` seconds and waits for `gate`.
 
-    `failure` is raised in the second step. Without `heeds` it does not hear `cancelled`. The self-test always has
-    four steps and no failure.
+    `failure` is raised in the second step. Without `heeds` it does not hear `cancelled`. The self-test always
+    has four steps and no failure.
     `begun` lists the texts it was asked to speak, `stepped` counts the steps of all of them.
     """
 
@@ -42,7 +42,15 @@ class Double:
     gate: threading.Event = field(default_factory=threading.Event)
     sample_rate: int = RATE
     manifest: ClassVar[Manifest] = Manifest.model_construct(
-        id=MODEL, title="Double", notice=NOTICE, intelligible=False
+        id=MODEL,
+        title="Double",
+        notice=NOTICE,
+        intelligible=False,
+        licence="",
+        source="",
+        config=PUBLISHED,
+        files=(),
+        voices=(VOICE, OTHER_VOICE),
     )
 
     def __post_init__(self) -> None:

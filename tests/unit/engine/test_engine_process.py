@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import EngineProcess, answers, eventually, speak
 from engine_double import NOTICE, STEP_SAMPLES
+from engine_harness import EngineProcess, answers, eventually, speak
 
 from appliance.engine.client import (
     EngineCancelled,

@@ -9,17 +9,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conftest import EngineProcess, Serving, eventually, speak
 from engine_double import MODEL, NOTICE, OTHER_VOICE, RATE, STEP_SAMPLES, VOICE, Double, pcm, tone
+from engine_harness import EngineProcess, Serving, eventually, speak
 
 from appliance.engine.client import (
     EngineBusy,
     EngineCancelled,
-    EngineClient,
     EngineDeadlineExceeded,
     EngineFailed,
     EngineRejected,
-    EngineUnavailable,
 )
 from appliance.speech import SpeechError
 
@@ -89,7 +87,7 @@ def test_limit_is_in_characters_and_named(serve: Serve) -> None:
 
 
 def test_what_speech_refuses_is_rejected(serve: Serve) -> None:
-    refusal = SpeechError("input", "input_not_speakable", "input has nothing to speak")
+    refusal = SpeechError("text", "input_not_speakable", "input has nothing to speak")
     engine = serve(Double(failure=refusal))
     with pytest.raises(EngineRejected, match="nothing to speak") as caught:
         list(speak(engine.client))

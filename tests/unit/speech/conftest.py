@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from appliance.speech import Conditioning, Synthesizer
 from appliance.speech.tiny import make
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+# The tiny model gains nothing from threads, and parallel test processes would fight over the cores.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

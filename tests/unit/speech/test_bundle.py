@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import soundfile
 
 from appliance.speech import BundleError, Synthesizer
 from appliance.speech import bundle as bundles
+from appliance.speech.artificial_voice import speech_like
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,3 +127,12 @@ def test_files_that_the_manifest_does_not_list_are_never_used(copy: Path) -> Non
     (copy / "voices" / "stranger" / "1.wav").write_bytes(b"not even a sound")
     (copy / "voices" / "demo" / "2.wav").write_bytes(b"not even a sound")
     assert list(Synthesizer.load(copy).voices()) == ["demo"]
+
+
+def test_a_voice_with_clips_of_two_rates_is_refused(copy: Path) -> None:
+    second = copy / "voices" / "demo" / "2.wav"
+    soundfile.write(second, speech_like(2, 16_000, 1), 16_000)
+    entry = bundles.describe(copy, "voices/demo/2.wav", licence="none", source="here")
+    edit(copy, lambda manifest: manifest["files"].append(entry.model_dump()))
+    with pytest.raises(BundleError, match="voice demo differ in their sample rate"):
+        Synthesizer.load(copy).voices()

@@ -54,10 +54,10 @@ def test_normalised_text_is_what_the_tokenizer_knows(text: str) -> None:
     [
         ("One sentence. ", ["one sentence."]),
         (
-            "This first sentence is long enough to stand alone. So is the second, which asks a thing? Yes!",
+            "The first sentence is long enough for itself. The second is as well, or is it really not? Yes!",
             [
-                "this first sentence is long enough to stand alone.",
-                "so is the second, which asks a thing? yes!",
+                "the first sentence is long enough for itself.",
+                "the second is as well, or is it really not? yes!",
             ],
         ),
         ("A heading\n\nAnd a paragraph.", ["a heading", "and a paragraph."]),

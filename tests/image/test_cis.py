@@ -1,0 +1,297 @@
+"""Role cis: the controls of its data, in files and, on a booted machine, in the kernel and the daemons."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections import defaultdict
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from .conftest import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from testinfra.host import Host
+
+Data = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def cis(role_data: Callable[[str], Data]) -> Data:
+    return role_data("cis")
+
+
+def control_ids(cis: Data) -> set[str]:
+    return {
+        str(control["id"])
+        for name, controls in cis.items()
+        if isinstance(controls, list) and name != "cis_exceptions"
+        for control in controls
+        if isinstance(control, dict) and "id" in control
+    }
+
+
+def test_each_control_is_a_tag(cis: Data) -> None:
+    tasks = yaml.safe_load((ROOT / "roles/cis/tasks/main.yml").read_text())
+    tags = {tag for task in tasks for tag in task.get("tags", []) if tag.startswith("cis_")}
+    assert {f"cis_{control.replace('.', '_')}" for control in control_ids(cis)} <= tags
+
+
+def test_no_exception_is_overdue_or_also_claimed_as_met(host: Host, cis: Data) -> None:
+    exceptions = json.loads(host.file("/usr/share/testudo/cis-exceptions.json").content_string)
+    assert exceptions == cis["cis_exceptions"]
+    for exception in exceptions:
+        assert {"id", "reason", "compensating_control", "review_by"} == set(exception)
+        assert all(exception.values())
+        assert date.fromisoformat(exception["review_by"]) >= datetime.now(UTC).date()
+        assert str(exception["id"]) not in control_ids(cis)
+
+
+def test_kernel_parameters_are_written(host: Host, cis: Data) -> None:
+    lines = set(host.file("/etc/sysctl.d/99-testudo.conf").content_string.splitlines())
+    assert {f"{control['key']} = {control['value']}" for control in cis["cis_sysctl"]} <= lines
+
+
+@pytest.mark.booted
+def test_kernel_parameters_are_loaded(host: Host, cis: Data) -> None:
+    names = [control["key"] for control in cis["cis_sysctl"]]
+    values = host.check_output(f"sysctl --values {' '.join(names)}").splitlines()
+    assert dict(zip(names, values, strict=True)) == {c["key"]: str(c["value"]) for c in cis["cis_sysctl"]}
+
+
+def test_modules_cannot_be_loaded(host: Host, cis: Data) -> None:
+    names = [module["name"] for module in cis["cis_modules"]]
+    script = (
+        "for name in "
+        + " ".join(names)
+        + "; do modprobe --dry-run --verbose $name 2>&1 | tail --lines=1; done"
+    )
+    assert [line.strip() for line in host.check_output(script).splitlines()] == ["install /bin/false"] * len(
+        names
+    )
+
+
+def test_modules_refusal_is_not_for_every_name(host: Host) -> None:
+    """The line above would be worth nothing if modprobe said it of any module."""
+    assert "/bin/false" not in host.run("modprobe --dry-run --verbose vfat").stdout
+
+
+@pytest.mark.booted
+def test_modules_are_not_loaded(host: Host, cis: Data) -> None:
+    loaded = {line.split()[0] for line in host.check_output("lsmod").splitlines()}
+    assert len(loaded) > 5
+    assert not {module["name"].replace("-", "_") for module in cis["cis_modules"]} & loaded
+
+
+@pytest.mark.booted
+def test_kernel_command_line(host: Host, cis: Data) -> None:
+    assert set(cis["__cis_kernel_command_line"].split()) <= set(
+        host.check_output("cat /proc/cmdline").split()
+    )
+    assert host.check_output("cat /sys/module/apparmor/parameters/enabled") == "Y"
+    assert int(host.check_output("aa-status --profiled")) > 0
+
+
+@pytest.mark.booted
+def test_memory_file_systems_hold_no_programs(host: Host, cis: Data) -> None:
+    for mount in cis["cis_mounts"]:
+        assert {"nodev", "nosuid", "noexec"} <= set(host.mount_point(mount["path"]).options), mount
+
+
+def test_file_permissions(host: Host, cis: Data) -> None:
+    wanted = {}
+    for control in cis["cis_permissions"]:
+        for path in host.check_output(f"ls -d {control['path']} 2>/dev/null || true").splitlines():
+            wanted[path] = f"{int(control['mode'], 8):o} root {control.get('group', 'root')}"
+    assert len(wanted) > 15
+    listing = host.check_output("stat --format='%n|%a %U %G' " + " ".join(map(shlex.quote, wanted)))
+    found = dict(line.split("|") for line in listing.splitlines())
+    assert found == wanted
+
+
+def test_no_file_is_writable_by_all_or_of_nobody(host: Host) -> None:
+    assert host.check_output("find / -xdev -type f -perm -0002") == ""
+    assert host.check_output("find / -xdev \\( -nouser -o -nogroup \\)") == ""
+    assert host.check_output("find / -xdev -type d -perm -0002 -not -perm -1000") == ""
+
+
+def test_ssh_daemon_is_configured(host: Host, cis: Data) -> None:
+    lines = host.file("/etc/ssh/sshd_config.d/10-testudo.conf").content_string.splitlines()
+    assert {f"{c['key']} {c['value']}" for c in cis["cis_sshd"] if c["key"] != "AllowGroups"} <= set(lines)
+
+
+@pytest.mark.running
+def test_ssh_daemon_takes_it(host: Host, cis: Data) -> None:
+    effective: dict[str, set[str]] = defaultdict(set)
+    query = "sshd -T -C user=admin,host=localhost,addr=127.0.0.1"
+    for line in host.check_output(query).splitlines():
+        key, _, value = line.partition(" ")
+        effective[key].add(value)
+    for control in cis["cis_sshd"]:
+        wanted = "admin" if control["key"] == "AllowGroups" else str(control["value"])
+        assert effective[control["key"].lower()] == {wanted}, control["key"]
+
+
+@pytest.mark.booted
+def test_ssh_daemon_takes_no_password(host: Host) -> None:
+    answer = host.run(
+        "ssh -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+        " -o PreferredAuthentications=password,keyboard-interactive root@127.0.0.1 true || true"
+    )
+    assert "Permission denied (publickey)" in answer.stderr
+
+
+def test_sudo_logs_and_needs_a_terminal_of_its_own(host: Host) -> None:
+    assert {"Defaults use_pty", 'Defaults logfile="/var/log/sudo.log"'} <= set(
+        host.file("/etc/sudoers.d/10-testudo").content_string.splitlines()
+    )
+    host.check_output("visudo --check")
+
+
+def test_only_root_may_use_su(host: Host) -> None:
+    lines = [line.split() for line in host.file("/etc/pam.d/su").content_string.splitlines()]
+    assert ["auth", "required", "pam_wheel.so", "use_uid", "group=root"] in lines
+    assert host.group("root").members == []
+
+
+def pam_modules(host: Host, stack: str) -> list[str]:
+    lines = host.file(f"/etc/pam.d/common-{stack}").content_string.splitlines()
+    return [match[1] for line in lines if (match := re.match(r"[^#].*?(pam_\w+)\.so", line))]
+
+
+def test_passwords_are_checked_and_failures_counted(host: Host) -> None:
+    assert pam_modules(host, "auth")[:4] == ["pam_faillock", "pam_unix", "pam_faillock", "pam_deny"]
+    assert pam_modules(host, "account")[0] == "pam_faillock"
+    assert pam_modules(host, "password")[:3] == ["pam_pwquality", "pam_pwhistory", "pam_unix"]
+    assert host.run("grep --recursive --word-regexp nullok /etc/pam.d/common-*").rc == 1
+
+
+@pytest.mark.parametrize(
+    ("password", "fault"),
+    [
+        ("Tr0ub4dor&3", "shorter than 14"),
+        ("aaaabbbbccccdddd1A", "same characters"),
+        ("abcdefgh-1234-XYZ", "monotonic"),
+        ("Kx7!pw-tortoise-9Q", "accepted"),
+    ],
+)
+def test_weak_passwords_are_refused(host: Host, password: str, fault: str) -> None:
+    answer = host.run(
+        "/usr/bin/python3 -c %s %s",
+        "import ctypes as c, sys\n"
+        "q = c.CDLL('libpwquality.so.1'); q.pwquality_default_settings.restype = c.c_void_p\n"
+        "s = c.c_void_p(q.pwquality_default_settings()); a = c.c_void_p()\n"
+        "assert q.pwquality_read_config(s, None, c.byref(a)) == 0\n"
+        "r = q.pwquality_check(s, sys.argv[1].encode(), None, None, c.byref(a))\n"
+        "b = c.create_string_buffer(1024)\n"
+        "q.pwquality_strerror.restype = c.c_char_p\n"
+        "print(q.pwquality_strerror(b, c.c_size_t(1024), r, a).decode() if r < 0 else 'accepted')",
+        password,
+    )
+    assert fault in answer.stdout, answer
+
+
+def test_accounts(host: Host, cis: Data) -> None:
+    users = [line.split(":") for line in host.check_output("getent passwd").splitlines()]
+    assert [user[0] for user in users if user[2] == "0"] == ["root"]
+    shadow = [line.split(":") for line in host.check_output("getent shadow").splitlines()]
+    assert not [entry[0] for entry in shadow if not entry[1].startswith(("!", "*"))]
+    daemons = [user for user in users if 0 < int(user[2]) < 1000 and user[0] != "sync"]
+    assert not [user[0] for user in daemons if user[6] not in {"/usr/sbin/nologin", "/bin/false"}]
+    definitions = set(host.file("/etc/login.defs").content_string.splitlines())
+    assert {f"{control['key']} {control['value']}" for control in cis["cis_login_defs"]} <= definitions
+
+
+def test_shells_end_when_idle_and_write_no_cores(host: Host) -> None:
+    assert host.check_output("bash -lc 'umask; echo $TMOUT'").splitlines() == ["0027", "900"]
+    assert "* hard core 0" in host.file("/etc/security/limits.d/50-testudo.conf").content_string
+
+
+def test_banners_tell_nothing(host: Host) -> None:
+    texts = {host.file(path).content_string for path in ("/etc/issue", "/etc/issue.net", "/etc/motd")}
+    assert len(texts) == 1
+    assert not re.search(r"\\[mrsv]|debian|linux|testudo|\d", texts.pop(), re.IGNORECASE)
+
+
+def test_audit_rules_are_written_and_locked(host: Host, cis: Data) -> None:
+    lines = host.file("/etc/audit/rules.d/50-testudo.rules").content_string.splitlines()
+    rules = [line for line in lines if line.startswith("-")]
+    assert {rule for control in cis["cis_audit_rules"] for rule in control["rules"]} <= set(rules)
+    assert rules[-1] == "-e 2"
+
+
+def test_audit_watches_every_set_id_program(host: Host, cis: Data) -> None:
+    programs = host.check_output("find / -xdev -type f -perm /6000").splitlines()
+    assert "/usr/bin/sudo" in programs
+    assert not set(programs) - set(cis["cis_audit_privileged"])
+
+
+@pytest.mark.booted
+def test_audit_rules_are_loaded_and_locked(host: Host, cis: Data) -> None:
+    assert host.service("auditd").is_running
+    assert "enabled 2" in host.check_output("auditctl -s").splitlines()
+    loaded = host.check_output("auditctl -l")
+    keys = {rule.rsplit("-k ", 1)[1] for control in cis["cis_audit_rules"] for rule in control["rules"]}
+    assert {
+        key for key in keys | {"privileged"} if not re.search(rf"(-k |key=){key}$", loaded, re.MULTILINE)
+    } == set()
+
+
+@pytest.mark.booted
+def test_audit_records_who_reads_the_credentials(host: Host) -> None:
+    host.check_output("cat /var/lib/testudo/credentials/keyring.json > /dev/null")
+    found = host.run("ausearch --input-logs --key testudo_credentials --start recent --comm cat")
+    assert "keyring.json" in found.stdout
+
+
+def test_journal_is_kept_and_bounded(host: Host) -> None:
+    lines = host.file("/etc/systemd/journald.conf.d/testudo.conf").content_string.splitlines()
+    assert {"Storage=persistent", "ForwardToSyslog=no"} <= set(lines)
+    assert [line for line in lines if line.startswith("SystemMaxUse=")]
+
+
+@pytest.mark.booted
+def test_journal_is_on_disk(host: Host) -> None:
+    assert "/var/log/journal/" in host.check_output("journalctl --header --boot")
+
+
+def test_firewall_starts_at_boot(host: Host) -> None:
+    assert host.service("nftables").is_enabled
+    text = host.file("/etc/nftables.conf").content_string
+    for hook in ("input", "forward", "output"):
+        assert f"type filter hook {hook} priority filter; policy drop;" in text
+
+
+@pytest.mark.booted
+def test_firewall_is_loaded(host: Host, cis: Data) -> None:
+    ruleset = json.loads(host.check_output("nft --json list ruleset"))["nftables"]
+    chains = {entry["chain"]["name"]: entry["chain"]["policy"] for entry in ruleset if "chain" in entry}
+    assert chains == {"input": "drop", "forward": "drop", "output": "drop"}
+    opened = {
+        port
+        for entry in ruleset
+        if "rule" in entry and entry["rule"]["chain"] == "input"
+        for expression in entry["rule"]["expr"]
+        if "match" in expression
+        and expression["match"]["left"] == {"payload": {"protocol": "tcp", "field": "dport"}}
+        for port in expression["match"]["right"]["set"]
+    }
+    assert opened == set(cis["cis_inbound_tcp_ports"])
+
+
+@pytest.mark.booted
+def test_firewall_keeps_the_metadata_service_to_root(host: Host) -> None:
+    """Refused by a rule of its own: anybody may reach port 80 elsewhere."""
+    before = dropped(host)
+    host.run("runuser -u www-data -- timeout 3 bash -c '> /dev/tcp/169.254.169.254/80'")
+    assert dropped(host) > before
+
+
+def dropped(host: Host) -> int:
+    return int(host.run("journalctl --dmesg --grep 'nft metadata drop' --output cat | wc --lines").stdout)
