@@ -27,10 +27,10 @@ lint: setup ## All linters: ruff, mypy, yamllint, ansible-lint, shellcheck, pack
 	pytest tests/repo
 
 unit: setup ## Fast tests only (about a minute)
-	pytest -n 2 --dist loadgroup -m "not slow" tests
+	pytest -n 2 --dist loadfile -m "not slow" tests
 
 test: setup ## All tests that need no boot: linters, unit, API, build isolation, molecule (about 10 min)
-	pytest -n 2 --dist loadgroup -m "not slow" tests
+	pytest -n 2 --dist loadfile -m "not slow" tests
 	pytest -m slow tests
 	$(MAKE) molecule
 
