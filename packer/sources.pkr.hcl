@@ -48,7 +48,7 @@ source "amazon-ebs" "gpu" {
         "ssmmessages:OpenControlChannel",
         "ssmmessages:OpenDataChannel",
       ]
-      Resource = ["*"]
+      Resource = ["*"] # AWS has no resource-level form of the ssmmessages actions
     }
   }
 
