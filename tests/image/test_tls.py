@@ -172,6 +172,20 @@ def test_own_errors_have_the_shape_of_the_api(front: Front, ready: None) -> None
 
 
 @pytest.mark.running
+def test_http_1_0_is_refused(front: Front, ready: None) -> None:
+    """It has no chunks, so that its callers would take a speech that broke off for a whole one."""
+    host_name, port = front.address
+    with (
+        socket.create_connection((host_name, port), timeout=30) as plain,
+        front.context().wrap_socket(plain, server_hostname=host_name) as wrapped,
+    ):
+        wrapped.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
+        answer = b"".join(iter(lambda: wrapped.recv(4096), b""))
+    assert answer.split(b"\r\n", 1)[0].split()[1] == b"505"
+    assert b'"http_version_not_supported"' in answer
+
+
+@pytest.mark.running
 def test_too_many_requests_are_refused(front: Front, ready: None) -> None:
     with front.client() as http, ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda _: http.get("/healthz"), range(800)))
