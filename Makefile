@@ -7,6 +7,7 @@ MAKEFLAGS += --no-print-directory
 TARGET ?= local
 BIN := .venv/bin
 export ANSIBLE_CONFIG := $(CURDIR)/ansible/ansible.cfg
+molecule: export CONTAINERS_CONF := $(CURDIR)/build/containers.conf
 export ANSIBLE_HOME := $(CURDIR)/build/ansible
 export PATH := $(CURDIR)/$(BIN):/usr/sbin:/sbin:$(PATH)
 
@@ -36,7 +37,8 @@ test: setup ## All tests that need no boot: linters, unit, API, build isolation,
 
 molecule: setup ## Converge, re-converge and verify every role in a systemd container
 	testudo image container
-	CONTAINERS_CONF=$(CURDIR)/build/containers.conf molecule test --all
+	molecule destroy -s default # what an interrupted run left would be taken for new
+	molecule test --all
 
 ami: setup ## Build the hardened image, boot it, speak through TLS (TARGET=local or aws)
 	testudo image build --target $(TARGET)

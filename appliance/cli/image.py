@@ -185,7 +185,9 @@ def converge() -> None:
     from appliance.image.tree import platform_tree
 
     with _building() as layout, step(layout, "converge", "the appliance (ansible/site.yml)") as running:
-        converge_tree(layout, running, platform_tree(layout, running))
+        platform = platform_tree(layout, running)
+        running.note = ""  # that it was cached is said of the step before
+        converge_tree(layout, running, platform)
 
 
 @app.command(hidden=True)
@@ -202,12 +204,11 @@ def disk() -> None:
 def suite(https_port: Annotated[int, typer.Option()], started: Annotated[int, typer.Option()]) -> None:
     """Run tests/image against the machine that Packer has booted."""
     from appliance.image.boot import run_suite
-    from appliance.image.steps import record, step
+    from appliance.image.steps import record
 
     with _building() as layout:
         record(layout, "boot", time.time() - started, "(to ssh)")
-        with step(layout, "suite", "tests/image over ssh and TLS") as running:
-            run_suite(layout, running, https_port)
+        run_suite(layout, https_port)
 
 
 @app.command()

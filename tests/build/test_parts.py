@@ -106,10 +106,22 @@ def test_a_silent_file_is_no_speech(tmp_path: Path) -> None:
             clip.setparams((1, 2, 24_000, 0, "NONE", ""))
             clip.writeframes(sample * 48_000)
         if good:
-            assert boot._seconds_of_speech(path) == 2.0
+            assert boot._finish_speech(path) == 2.0
         else:
             with pytest.raises(StepError, match="no spoken sentence"):
-                boot._seconds_of_speech(path)
+                boot._finish_speech(path)
+
+
+def test_streamed_speech_gets_its_length(tmp_path: Path) -> None:
+    import wave
+
+    from appliance.api.audio import wav_header
+
+    path = tmp_path / "hello.wav"
+    path.write_bytes(wav_header(24_000) + b"\0\x10" * 48_000)
+    assert boot._finish_speech(path) == 2.0
+    with wave.open(str(path)) as clip:
+        assert clip.getnframes() == 48_000
 
 
 def test_the_report_needs_a_verdict(layout: Layout) -> None:
