@@ -96,6 +96,7 @@ def converge(layout: Layout, step: Step, platform: Path) -> None:
     Raises:
         StepError: the play failed.
     """
+    step.note = ""
     if layout.tree.exists():
         shutil.rmtree(layout.tree)
     scratch = layout.temporary / "tree"
