@@ -30,6 +30,8 @@ def report(layout: Layout, seconds: float) -> None:
     size = image.stat().st_size
     timings = read_timings(layout)
     table = Table(show_header=False, title="Testudo image")
+    table.add_column()
+    table.add_column(overflow="fold", min_width=len(digest))
     table.add_row("image", str(image.relative_to(layout.root)))
     table.add_row("size", f"{size / 2**20:,.0f} MiB")
     table.add_row("SHA-256", digest)
