@@ -26,7 +26,7 @@ from appliance.api.schemas import ProblemDetails, problem_of
 from appliance.api.settings import ApiSettings, SettingsError
 from appliance.engine.client import EngineClient, EngineError
 from appliance.identity.authentication import AuthenticationError, Authenticator
-from appliance.identity.keyring import Keyring, KeyringError, load_pepper, utc_now
+from appliance.identity.keyring import KeyringError, utc_now
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -45,7 +45,7 @@ def from_environment() -> OpenAPI:
     """
     try:
         settings = ApiSettings.from_environment()
-        authenticator = Authenticator(Keyring.load(settings.keyring), load_pepper(settings.pepper))
+        authenticator = Authenticator.load(settings.keyring, settings.pepper)
     except (SettingsError, KeyringError) as error:
         raise AppImportError(str(error)) from None
     return create_app(settings, authenticator, EngineClient(settings.engine_socket))

@@ -1,6 +1,14 @@
 """Gunicorn's settings: `gunicorn --config python:appliance.api.gunicorn_config`."""
 
+import sys
+from typing import TYPE_CHECKING
+
 from appliance.api.settings import ApiSettings
+from appliance.identity.authentication import Authenticator
+from appliance.identity.keyring import KeyringError
+
+if TYPE_CHECKING:
+    from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
 
 _settings = ApiSettings.from_environment()
 
@@ -21,3 +29,11 @@ graceful_timeout = 30
 control_socket_disable = True
 accesslog = None
 logger_class = "appliance.api.logs.GunicornLogger"
+
+
+def on_starting(_arbiter: "Arbiter") -> None:
+    """Stop before workers are made if none could serve: two that fail at once give a traceback."""
+    try:
+        Authenticator.load(_settings.keyring, _settings.pepper)
+    except KeyringError as error:
+        sys.exit(str(error))

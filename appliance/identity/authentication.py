@@ -6,12 +6,13 @@ import hmac
 from typing import TYPE_CHECKING
 
 from appliance.identity.apikey import ApiKey
+from appliance.identity.keyring import Keyring, load_pepper
 from appliance.identity.principal import Principal
 
 if TYPE_CHECKING:
     from datetime import datetime
-
-    from appliance.identity.keyring import Keyring
+    from pathlib import Path
+    from typing import Self
 
 _NOBODY = "0" * 64
 
@@ -34,6 +35,11 @@ class Authenticator:
     def __init__(self, keyring: Keyring, pepper: bytes) -> None:
         self._records = {record.id: record for record in keyring.keys}
         self._pepper = pepper
+
+    @classmethod
+    def load(cls, keyring: Path, pepper: Path) -> Self:
+        """Read both from their files. Raises KeyringError, which says what to do about it."""
+        return cls(Keyring.load(keyring), load_pepper(pepper))
 
     def authenticate(self, authorization: str | None, *, now: datetime) -> Principal:
         """Verify the value of an Authorization header: `Bearer tsk_<key id>_<secret>`.
