@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 LOGIN = "admin"
 BOOT_SECONDS = 300.0
 SUITE_SECONDS = 900.0
-SERVICE_TESTS = ("speech", "tls", "voice", "weights")
+# The suite's strands by pytest's marker expressions.
+STRANDS = {"services": "services", "system": "not services"}
+# ssh answers long before cloud-init is through, which only this file's tests wait for.
+LAST = "test_base.py"
 
 
 @dataclass(frozen=True)
@@ -78,36 +81,32 @@ def prepare(layout: Layout) -> Machine:
 def run_suite(layout: Layout, https_port: int) -> None:
     """Run tests/image against the booted machine and keep the verdict in build/verdict.json.
 
-    What disturbs the services and what looks at the system run side by side, since under software emulation
-    each waits most of the time for one of the machine's processors.
+    What talks to the services, loads or kills them and what looks at the system run side by side, since under
+    software emulation each waits much of the time for one of the machine's processors.
 
     Raises:
         StepError: a test failed, or the machine's speech is no speech.
     """
-    services = [f"tests/image/test_{name}.py" for name in SERVICE_TESTS]
-    groups = {"services": services, "system": ["tests/image", *(f"--ignore={path}" for path in services)]}
     with ThreadPoolExecutor() as pool:
-        runs = [pool.submit(_run_group, layout, name, https_port, which) for name, which in groups.items()]
+        runs = [pool.submit(_run_strand, layout, strand, https_port) for strand in STRANDS]
     counts = [run.result() for run in runs]
     seconds = _finish_speech(layout.build / "hello.wav")
     verdict = Verdict(sum(count[0] for count in counts), sum(count[1] for count in counts), seconds)
     (layout.build / "verdict.json").write_text(json.dumps(asdict(verdict)))
 
 
-def _run_group(layout: Layout, name: str, https_port: int, which: list[str]) -> tuple[int, int]:
-    """Run one part of the suite; returns how many tests passed and how many were skipped."""
+def _run_strand(layout: Layout, name: str, https_port: int) -> tuple[int, int]:
+    """Run one strand of the suite; returns how many tests passed and how many were skipped."""
     folder = scratch(layout)
     results = folder / f"{name}.xml"
+    files = sorted((layout.root / "tests" / "image").glob("test_*.py"), key=lambda path: path.name == LAST)
     options = ["-p", "no:cacheprovider", "-v", "--color=no", "--durations=10", f"--junitxml={results}"]
     options += ["--hosts=ssh://testudo", f"--ssh-config={folder}/ssh_config", "--sudo"]
+    options += ["-m", STRANDS[name]]
     options += [f"--base-url=https://localhost:{https_port}", f"--hello={layout.build}/hello.wav"]
     with step(layout, f"suite-{name}", "tests/image over ssh and TLS") as running:
-        if name == "system":
-            # ssh answers before cloud-init is through; how it ended is the suite's matter.
-            wait = "cloud-init status --wait || true"
-            running.run(["ssh", "-F", folder / "ssh_config", "testudo", wait], timeout=BOOT_SECONDS)
         running.run(
-            [sys.executable, "-m", "pytest", *options, *which],
+            [sys.executable, "-m", "pytest", *options, *files],
             cwd=layout.root,
             timeout=SUITE_SECONDS,
             shown=r"tests/image/.*(?=\[ *\d+%\])",

@@ -35,6 +35,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "running: needs the services started, in a container or a VM")
+    config.addinivalue_line(
+        "markers", "services: talks to the appliance's services; never beside another such test"
+    )
 
 
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:
@@ -86,6 +89,7 @@ def front(host: Host, request: pytest.FixtureRequest) -> Front:
     url = request.config.getoption("base_url")
     if url is None:
         url = f"https://{host.check_output('hostname --all-ip-addresses').split()[0]}"
+    await_true(lambda: host.file(CERTIFICATE).exists, "the machine made no certificate at its first boot")
     return Front(url.rstrip("/"), host.check_output(f"cat {CERTIFICATE}"))
 
 

@@ -68,12 +68,14 @@ def negotiate(front: Front, version: ssl.TLSVersion, ciphers: str | None = None)
 
 
 @pytest.mark.running
+@pytest.mark.services
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_current_versions_are_spoken(front: Front, ready: None, version: ssl.TLSVersion) -> None:
     assert negotiate(front, version).replace(".", "_") == version.name
 
 
 @pytest.mark.running
+@pytest.mark.services
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
 def test_old_versions_are_refused(front: Front, ready: None, version: ssl.TLSVersion) -> None:
     with pytest.raises(ssl.SSLError, match=r"(?i)alert.protocol.version"):
@@ -81,6 +83,7 @@ def test_old_versions_are_refused(front: Front, ready: None, version: ssl.TLSVer
 
 
 @pytest.mark.running
+@pytest.mark.services
 @pytest.mark.parametrize("cipher", WEAK_CIPHERS)
 def test_weak_ciphers_are_refused(front: Front, ready: None, cipher: str) -> None:
     version = ssl.TLSVersion.TLSv1_2
@@ -89,12 +92,14 @@ def test_weak_ciphers_are_refused(front: Front, ready: None, cipher: str) -> Non
 
 
 @pytest.mark.running
+@pytest.mark.services
 def test_strong_cipher_is_accepted(front: Front, ready: None) -> None:
     version = ssl.TLSVersion.TLSv1_2
     assert negotiate(front, version, "ECDHE-ECDSA-AES128-GCM-SHA256") == "TLSv1.2"
 
 
 @pytest.mark.running
+@pytest.mark.services
 def test_http2_is_offered(front: Front, ready: None) -> None:
     context = front.context()
     context.set_alpn_protocols(["h2", "http/1.1"])
@@ -107,6 +112,7 @@ def test_http2_is_offered(front: Front, ready: None) -> None:
 
 
 @pytest.mark.running
+@pytest.mark.services
 def test_certificate_names_the_machine(host: Host) -> None:
     text = host.check_output(f"openssl x509 -in {CERTIFICATE} -noout -text")
     names = host.check_output(f"openssl x509 -in {CERTIFICATE} -noout -ext subjectAltName")
@@ -122,6 +128,7 @@ def test_certificate_names_the_machine(host: Host) -> None:
 
 
 @pytest.mark.running
+@pytest.mark.services
 def test_key_is_for_root_only(host: Host) -> None:
     assert host.check_output("stat --format='%a %U %G' /etc/testudo/tls/server.key") == "600 root root"
     pid = properties(host, "nginx", "MainPID")["MainPID"]
@@ -130,6 +137,7 @@ def test_key_is_for_root_only(host: Host) -> None:
 
 
 @pytest.mark.running
+@pytest.mark.services
 def test_only_ssh_and_https_listen_outside(host: Host) -> None:
     ports = set()
     for line in host.check_output("ss --tcp --udp --listening --numeric --no-header").splitlines():
@@ -146,6 +154,7 @@ def test_only_ssh_and_https_listen_outside(host: Host) -> None:
 
 
 @pytest.mark.running
+@pytest.mark.services
 def test_answers_carry_security_headers_and_no_version(front: Front, ready: None) -> None:
     with front.client() as http:
         answer = http.get("/readyz")
@@ -156,6 +165,7 @@ def test_answers_carry_security_headers_and_no_version(front: Front, ready: None
 
 
 @pytest.mark.running
+@pytest.mark.services
 def test_own_errors_have_the_shape_of_the_api(front: Front, ready: None) -> None:
     with front.client() as http:
         answer = http.post("/v1/audio/speech", content=b"x" * 65_537)
@@ -172,6 +182,7 @@ def test_own_errors_have_the_shape_of_the_api(front: Front, ready: None) -> None
 
 
 @pytest.mark.running
+@pytest.mark.services
 def test_http_1_0_is_refused(front: Front, ready: None) -> None:
     """It has no chunks, so that its callers would take a speech that broke off for a whole one."""
     host_name, port = front.address
@@ -186,6 +197,7 @@ def test_http_1_0_is_refused(front: Front, ready: None) -> None:
 
 
 @pytest.mark.running
+@pytest.mark.services
 def test_too_many_requests_are_refused(front: Front, ready: None) -> None:
     with front.client() as http, ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda _: http.get("/healthz"), range(800)))
@@ -199,6 +211,7 @@ def test_too_many_requests_are_refused(front: Front, ready: None) -> None:
 
 
 @pytest.mark.running
+@pytest.mark.services
 def test_log_has_requests_without_their_query(host: Host, front: Front, ready: None) -> None:
     mark = uuid.uuid4().hex
     with front.client() as http:

@@ -77,12 +77,14 @@ def test_exposure_is_measured(host: Host) -> None:
 
 
 @pytest.mark.running
+@pytest.mark.services
 @pytest.mark.parametrize("unit", UNITS)
 def test_units_are_active(host: Host, unit: str) -> None:
     assert host.service(unit).is_running
 
 
 @pytest.mark.running
+@pytest.mark.services
 @pytest.mark.parametrize("unit", SERVICES)
 def test_process_is_in_the_sandbox(host: Host, unit: str) -> None:
     pid = properties(host, unit, "MainPID")["MainPID"]
@@ -105,6 +107,7 @@ def test_process_is_in_the_sandbox(host: Host, unit: str) -> None:
 
 
 @pytest.mark.running
+@pytest.mark.services
 @pytest.mark.parametrize("unit", SERVICES)
 def test_process_sees_neither_credentials_nor_homes_nor_others(host: Host, unit: str) -> None:
     """As the process's own user in its own namespaces: file modes alone would hide less."""
@@ -123,6 +126,7 @@ def test_process_sees_neither_credentials_nor_homes_nor_others(host: Host, unit:
 
 
 @pytest.mark.running
+@pytest.mark.services
 def test_engine_holds_no_credential_and_the_api_not_the_admin_key(host: Host) -> None:
     assert not host.file("/run/credentials/testudo-engine.service").exists
     pid = properties(host, "testudo-api", "MainPID")["MainPID"]
@@ -131,6 +135,7 @@ def test_engine_holds_no_credential_and_the_api_not_the_admin_key(host: Host) ->
 
 
 @pytest.mark.running
+@pytest.mark.services
 def test_sockets_are_for_their_users_and_groups(host: Host) -> None:
     modes = host.check_output(
         "stat --format='%A %U %G' /run/testudo-engine /run/testudo-engine/engine.sock"
@@ -145,6 +150,7 @@ def test_sockets_are_for_their_users_and_groups(host: Host) -> None:
 
 
 @pytest.mark.running
+@pytest.mark.services
 def test_admin_key_is_for_root_only(host: Host) -> None:
     modes = host.check_output(f"stat --format='%n %a %U %G' {CREDENTIALS} {CREDENTIALS}/*").splitlines()
     assert modes == [
@@ -157,6 +163,7 @@ def test_admin_key_is_for_root_only(host: Host) -> None:
 
 
 @pytest.mark.running
+@pytest.mark.services
 def test_api_speaks_on_its_socket(host: Host) -> None:
     status, size = json.loads(host.check_output(f"{PYTHON} -Ic %s {CREDENTIALS}", SPEAK))
     assert status == 200
