@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 CHANNEL_OPTIONS = (
     # gRPC waits a second before its first reconnect and doubles that: too long after an engine's restart.
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    # How long one attempt may take: on a busy machine a handshake outlasts the pauses between attempts.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 250),
     # A speech is spoken once: a request that died with the engine is reported, not quietly sent again.
     ("grpc.enable_retries", 0),
