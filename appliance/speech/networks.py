@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch.overrides import TorchFunctionMode
 
 from appliance.speech.autoregressive import Autoregressive
 from appliance.speech.bundle import NETWORKS
@@ -20,11 +22,26 @@ from appliance.speech.univnet import UnivNet
 Network = Autoregressive | Clvp | Diffusion | UnivNet
 
 
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out initial values, which loading replaces: drawn on the meta device they need torch's compiler.
+
+    Its import doubles the time to start.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call `function` unless it is one of `torch.nn.init`."""
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return None
+        return function(*args, **(kwargs or {}))
+
+
 class Networks:
     """The networks of a configuration, on the meta device until `load` gives them their parameters."""
 
     def __init__(self, config: ModelConfig) -> None:
-        with torch.device("meta"):
+        with torch.device("meta"), _Uninitialised():
             self.autoregressive = Autoregressive(config.autoregressive)
             self.clvp = Clvp(config.clvp)
             self.diffusion = Diffusion(config.diffusion)
