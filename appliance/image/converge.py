@@ -26,6 +26,8 @@ ANSIBLE_PLAYBOOK = (
     f"import sys; sys.path.append({SITE_PACKAGES!r}); from ansible.cli.playbook import main; main()"
 )
 WHEELHOUSE = "/var/cache/testudo/wheelhouse"
+# Downloads of published weights for an offline build, where role weights finds them (docs/weights.md).
+WEIGHTS = "/var/cache/testudo/weights"
 BUILD_APT_CONF = "etc/apt/apt.conf.d/99mmdebstrap"
 EMPTIED = ("run", "tmp", "var/cache/testudo", "var/lib/apt/lists")
 PLAY_SECONDS = 1200.0
@@ -54,6 +56,7 @@ def play(
     mounts: dict[Path | str, str] = {
         sysconfig.get_path("purelib"): SITE_PACKAGES,
         layout.wheelhouse: WHEELHOUSE,
+        **({layout.weights: WEIGHTS} if layout.weights.exists() else {}),
         **{source / name: f"{SOURCE}/{name}" for name in SOURCES if (source / name).exists()},
     }
     facts = {

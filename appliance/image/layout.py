@@ -56,6 +56,11 @@ class Layout:
         return self.build / "wheelhouse"
 
     @property
+    def weights(self) -> Path:
+        """Published files that a user has put here for an image that speaks; a build works without."""
+        return self.build / "weights"
+
+    @property
     def tree(self) -> Path:
         """The root file system that the play works on."""
         return self.build / "tree"

@@ -19,6 +19,8 @@ from .conftest import CREDENTIALS, version_facts
 if TYPE_CHECKING:
     from testinfra.host import Host
 
+# Where the one bundle of an image is.
+WEIGHTS = "/opt/testudo/weights"
 # Made by each machine at its first boot.
 UNIQUE = (
     "/etc/ssh/ssh_host_*",
@@ -72,8 +74,9 @@ def test_version_file_is_complete(host: Host) -> None:
     assert len(facts["git_commit"].removesuffix("-dirty")) == 40
     assert datetime.fromisoformat(facts["built_at"]).tzinfo
     assert facts["base"].startswith("Debian 12 (bookworm)")
-    digest = host.check_output("sha256sum /opt/testudo/weights/tiny/manifest.json").split()[0]
-    assert facts["weights"] == {"bundle": "tortoise-tiny", "manifest_sha256": digest}
+    digest, path = host.check_output(f"sha256sum {WEIGHTS}/*/manifest.json").split()
+    manifest = json.loads(host.file(path).content_string)
+    assert facts["weights"] == {"bundle": manifest["id"], "manifest_sha256": digest}
 
 
 def test_package_list_is_what_is_installed(host: Host) -> None:
@@ -106,8 +109,9 @@ def test_sbom_covers_packages_python_and_weights(host: Host, sbom: str) -> None:
     assert [library["name"] for library in libraries if not library.get("licenses")] == []
     model = next(component for component in components if component["type"] == "machine-learning-model")
     for file in model["components"]:
-        path = f"/opt/testudo/weights/tiny/{file['name'].split('/', 1)[1]}"
-        assert host.check_output(f"sha256sum {path}").split()[0] == file["hashes"][0]["content"]
+        path = file["name"].partition("/")[2]
+        digest = host.check_output(f"sha256sum {WEIGHTS}/*/{path}").split()[0]
+        assert digest == file["hashes"][0]["content"]
         assert file["licenses"]
 
 

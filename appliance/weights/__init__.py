@@ -1,0 +1,1 @@
+"""Published weights: fetched by pinned hash, verified, and turned into a bundle that the engine opens."""
