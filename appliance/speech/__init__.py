@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from appliance.speech.bundle import Manifest, read_manifest, verify_files
-    from appliance.speech.config import PUBLISHED, SynthesisOptions
+    from appliance.speech.config import PRESETS, PUBLISHED, SynthesisOptions
     from appliance.speech.errors import BundleError, Cancelled, SpeechError
-    from appliance.speech.synthesizer import Conditioning, Synthesizer
+    from appliance.speech.planning import Conditioning, SpeechRequest
+    from appliance.speech.synthesizer import Synthesizer
 
 __all__ = [
+    "PRESETS",
     "PUBLISHED",
     "BundleError",
     "Cancelled",
     "Conditioning",
     "Manifest",
     "SpeechError",
+    "SpeechRequest",
     "SynthesisOptions",
     "Synthesizer",
     "read_manifest",
@@ -26,9 +29,10 @@ __all__ = [
 
 _HOMES = {
     "bundle": ("Manifest", "read_manifest", "verify_files"),
-    "config": ("PUBLISHED", "SynthesisOptions"),
+    "config": ("PRESETS", "PUBLISHED", "SynthesisOptions"),
     "errors": ("BundleError", "Cancelled", "SpeechError"),
-    "synthesizer": ("Conditioning", "Synthesizer"),
+    "planning": ("Conditioning", "SpeechRequest"),
+    "synthesizer": ("Synthesizer",),
 }
 
 

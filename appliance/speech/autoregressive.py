@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - everyone's name for it
 
+from appliance.speech import drawing
 from appliance.speech.attention import AttentionBlock
-from appliance.speech.config import AutoregressiveConfig, SynthesisOptions
-from appliance.speech.errors import Cancelled
-from appliance.speech.sampling import Sampler
+from appliance.speech.config import AutoregressiveConfig
+from appliance.speech.decoding import Cache
+from appliance.speech.dense import Convolution, Linear, Projection
+from appliance.speech.drawing import Draw, Drawn
+
+__all__ = ["MEL_BANDS", "Autoregressive", "Draw", "Drawn", "Projection"]
 
 MEL_BANDS = 80
 CONDITIONING_BLOCKS = 6
 # The model was never trained on longer texts (the assertion in upstream's api.py).
 MAX_TEXT_TOKENS = 400
-
-
-class Projection(nn.Module):
-    """A linear layer whose weight is stored (inputs, outputs), as GPT-2's checkpoints have it."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(inputs, outputs))
-        self.bias = nn.Parameter(torch.empty(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x @ weight + bias over the last axis."""
-        return F.linear(x, self.weight.T, self.bias)
-
-
-class Cache:
-    """Keys and values of one layer for every position, allocated once: (batch, heads, positions, width)."""
-
-    def __init__(self, batch: int, heads: int, positions: int, like: Tensor) -> None:
-        width = like.shape[-1] // heads
-        self._keys = like.new_empty(batch, heads, positions, width)
-        self._values = torch.empty_like(self._keys)
-        self._filled = 0
-
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (batch or 1, heads, n, width) keys and values; return views of all that are held."""
-        start, self._filled = self._filled, self._filled + keys.shape[2]
-        self._keys[:, :, start : self._filled] = keys
-        self._values[:, :, start : self._filled] = values
-        return self._keys[:, :, : self._filled], self._values[:, :, : self._filled]
 
 
 class SelfAttention(nn.Module):
@@ -58,16 +32,21 @@ class SelfAttention(nn.Module):
         self.c_attn = Projection(dim, 3 * dim)
         self.c_proj = Projection(dim, dim)
 
-    def forward(self, x: Tensor, cache: Cache | None) -> Tensor:
-        """Attend from x (batch, n, dim). A cache is begun by n > 1 and continued by n = 1."""
+    def forward(self, x: Tensor, layer: int, cache: Cache | None) -> Tensor:
+        """Attend from x (batch, n, dim) to itself, or with n = 1 to all that the layer has in the cache."""
         batch, length, dim = x.shape
-        split = self.c_attn(x).view(batch, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        projected = self.c_attn(x)
+        if x.device.type == "cpu":
+            # One query at a time against bfloat16 keys is several times slower than against wider ones.
+            projected = projected.float()
+        split = projected.view(batch, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         query, key, value = split.unbind()
+        mask = None
         if cache is not None:
-            cached = cache.extend(key, value)
+            cached = cache.extend(layer, key, value)
             if length == 1:
-                key, value = cached
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=length > 1)
+                (key, value), mask = cached, cache.mask(query)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=length > 1)
         out: Tensor = self.c_proj(mixed.transpose(1, 2).reshape(batch, length, dim))
         return out
 
@@ -77,12 +56,12 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.c_fc = Projection(dim, 4 * dim)
+        self.c_fc = Projection(dim, 4 * dim, gelu=True)
         self.c_proj = Projection(4 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the perceptron of x, same shape."""
-        out: Tensor = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        out: Tensor = self.c_proj(self.c_fc(x))
         return out
 
 
@@ -96,9 +75,9 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(dim)
         self.mlp = FeedForward(dim)
 
-    def forward(self, x: Tensor, cache: Cache | None) -> Tensor:
-        """Return the layer's output, (batch, n, dim)."""
-        x = x + self.attn(self.ln_1(x), cache)
+    def forward(self, x: Tensor, layer: int, cache: Cache | None) -> Tensor:
+        """Return the output of this, the layer-th block, (batch, n, dim)."""
+        x = x + self.attn(self.ln_1(x), layer, cache)
         out: Tensor = x + self.mlp(self.ln_2(x))
         return out
 
@@ -111,10 +90,10 @@ class Transformer(nn.Module):
         self.h = nn.ModuleList(Block(dim, heads) for _ in range(layers))
         self.ln_f = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, caches: list[Cache] | None = None) -> Tensor:
-        """Return the hidden states (batch, n, dim) of embeddings x."""
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        """Return the hidden states (batch, n, dim) of embeddings x, keeping keys and values in a cache."""
         for index, block in enumerate(self.h):
-            x = block(x, caches[index] if caches else None)
+            x = block(x, index, cache)
         out: Tensor = self.ln_f(x)
         return out
 
@@ -130,18 +109,23 @@ class PositionEmbedding(nn.Module):
         """Return the vectors (length, dim) of the positions from `start` on."""
         return self.emb.weight[start : start + length]
 
+    def at(self, position: Tensor) -> Tensor:
+        """Return the vector (1, dim) of a position (1,) that is known only on the device."""
+        vector: Tensor = self.emb(position)
+        return vector
+
 
 class ConditioningEncoder(nn.Module):
     """A clip's mel spectrogram to one vector: the first time step after attention over all of them."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.init = nn.Conv1d(MEL_BANDS, dim, 1)
+        self.init = Convolution(MEL_BANDS, dim, 1)
         self.attn = nn.Sequential(*(AttentionBlock(dim, heads) for _ in range(CONDITIONING_BLOCKS)))
 
     def forward(self, mels: Tensor) -> Tensor:
         """Return (clips, dim) for mels (clips, 80, frames)."""
-        out: Tensor = self.attn(self.init(mels))[:, :, 0]
+        out: Tensor = self.attn(self.init(mels.mT).mT.float())[:, :, 0]
         return out
 
 
@@ -151,6 +135,9 @@ class Autoregressive(nn.Module):
     # In upstream's checkpoint, not needed to speak: the head for the text loss, and masks that older
     # versions of transformers stored with each layer.
     UNUSED = (r"text_head\..*", r"gpt\.h\.\d+\.attn\.(masked_)?bias")
+
+    # A step of decoding has a row per candidate.
+    TYPICAL_ROWS = 16
 
     def __init__(self, config: AutoregressiveConfig) -> None:
         super().__init__()
@@ -162,7 +149,7 @@ class Autoregressive(nn.Module):
         self.mel_pos_embedding = PositionEmbedding(config.mel_positions, config.dim)
         self.text_pos_embedding = PositionEmbedding(config.text_positions, config.dim)
         self.final_norm = nn.LayerNorm(config.dim)
-        self.mel_head = nn.Linear(config.dim, config.mel_codes)
+        self.mel_head = Linear(config.dim, config.mel_codes)
 
     def condition(self, mels: Tensor) -> Tensor:
         """Return the voice (1, dim) heard in mels (clips, 80, frames): the mean over the clips."""
@@ -193,61 +180,28 @@ class Autoregressive(nn.Module):
         out: Tensor = self.final_norm(hidden)
         return out
 
-    def generate(
-        self,
-        prompt: Tensor,
-        options: SynthesisOptions,
-        generator: torch.Generator,
-        *,
-        minimum: int,
-        maximum: int,
-        cancelled: Callable[[], bool],
-    ) -> Tensor:
-        """Draw `options.candidates` sequences of at most `maximum` codes after a prompt (1, p, dim).
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits (batch, codes) of the codes that hidden states (batch, dim) predict."""
+        out: Tensor = self.mel_head(hidden)
+        return out.float()
 
-        Returns (candidates, m) with m <= `maximum`; a sequence that stopped is filled up with the stop code,
-        which is not drawn in the first `minimum` steps. Raises `Cancelled` within one step of `cancelled()`
-        turning true.
+    def generate(self, draws: Sequence[Draw]) -> list[Drawn | None]:
+        """Draw all candidates of all draws as one batch. None stands for a draw that was cancelled.
+
+        A draw is left out of the batch within one step of its `cancelled()` turning true.
         """
-        decoder = Decoder(self, prompt, batch=options.candidates, codes=maximum)
-        sampler = Sampler(self.config, options, generator)
-        stop = self.config.stop_code
-        codes = torch.full((options.candidates, maximum), stop, device=prompt.device)
-        current = torch.full((options.candidates,), self.config.start_code, device=prompt.device)
-        running = torch.ones_like(current, dtype=torch.bool)
-        for step in range(maximum):
-            if cancelled():
-                raise Cancelled
-            drawn = sampler.draw(decoder.advance(current), may_stop=step >= minimum)
-            current = torch.where(running, drawn, stop)
-            codes[:, step] = current
-            running &= current != stop
-            if not running.any():
-                return codes[:, : step + 1]
-        return codes
+        return drawing.generate(self, draws)
 
+    def stream(self, draw: Draw) -> Iterator[tuple[int, Tensor]]:
+        """Yield each code of a draw's only candidate with its latent (1, dim), up to the calm at the end.
 
-class Decoder:
-    """Step-by-step decoding of several candidates after one shared prompt."""
-
-    def __init__(self, model: Autoregressive, prompt: Tensor, *, batch: int, codes: int) -> None:
-        """Run the prompt (1, p, dim) once and make room for `batch` candidates of `codes` codes."""
-        self._model = model
-        self._caches = [
-            Cache(batch, model.config.heads, prompt.shape[1] + codes, prompt)
-            for _ in range(model.config.layers)
-        ]
-        self._position = 0
-        model.gpt(prompt, self._caches)
-
-    def advance(self, codes: Tensor) -> Tensor:
-        """Feed one code per candidate, (batch,), the start code first; return logits (batch, codes).
-
-        The i-th call embeds its codes at position i, as training did. After its first step, upstream's cached
-        path is one too far: its position comes from an attention mask that counts the start code as well.
+        Raises `Cancelled` within one step of `draw.cancelled()` turning true.
         """
-        model = self._model
-        hidden = model.gpt(model.embed(codes.unsqueeze(1), self._position), self._caches)
-        self._position += 1
-        logits: Tensor = model.mel_head(model.final_norm(hidden[:, 0]))
-        return logits
+        return drawing.stream(self, draw)
+
+    def stream_batch(self, draws: Sequence[Draw]) -> Iterator[list[tuple[int, int, Tensor]]]:
+        """Yield, for each step, (index of the draw, code, latent (1, dim)) of the draws that go on.
+
+        Each draw has one candidate. One that has ended or was cancelled is missing from the following steps.
+        """
+        return drawing.stream_batch(self, draws)

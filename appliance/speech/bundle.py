@@ -18,6 +18,12 @@ NETWORKS = ("autoregressive", "clvp", "diffusion", "vocoder")
 TOKENIZER = "tokenizer.json"
 MEL_NORMS = "mel_norms.safetensors"
 REQUIRED = (*(f"{network}.safetensors" for network in NETWORKS), TOKENIZER, MEL_NORMS)
+# The networks that a bundle may lack, by the field of the configuration that says it does not.
+OPTIONAL_NETWORKS = {
+    "hifigan": ("hifigan",),
+    "cvvp": ("cvvp",),
+    "random_voice": ("random_voice_autoregressive", "random_voice_diffusion"),
+}
 
 # Plain names separated by single slashes: no root, no dot files, no climbing out of the bundle.
 BundlePath = Annotated[
@@ -60,7 +66,11 @@ class Manifest(_Described):
         paths = [file.path for file in self.files]
         if len(set(paths)) != len(paths):
             raise ValueError("a file is listed twice")
-        if missing := sorted(set(REQUIRED) - set(paths)):
+        for field, networks in OPTIONAL_NETWORKS.items():
+            files = {f"{network}.safetensors" for network in networks}
+            if getattr(self.config, field) is None and (unknown := sorted(files & set(paths))):
+                raise ValueError(f"listed without a configuration of {field}: {', '.join(unknown)}")
+        if missing := sorted(set(required(self.config)) - set(paths)):
             raise ValueError(f"not listed: {', '.join(missing)}")
         if mute := [voice for voice in self.voices if not self.clips(voice)]:
             raise ValueError(f"voices without a clip: {', '.join(mute)}")
@@ -74,6 +84,17 @@ class Manifest(_Described):
             for file in self.files
             if PurePosixPath(file.path).parent == folder and file.path.endswith(".wav")
         )
+
+
+def required(config: ModelConfig) -> tuple[str, ...]:
+    """Return the paths that a bundle of this configuration must list, but for its voices."""
+    optional = (
+        f"{network}.safetensors"
+        for field, networks in OPTIONAL_NETWORKS.items()
+        if getattr(config, field) is not None
+        for network in networks
+    )
+    return (*REQUIRED, *optional)
 
 
 def read_manifest(bundle: Path) -> Manifest:

@@ -6,10 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - everyone's name for it
 
+from appliance.speech.attention import attend
 from appliance.speech.config import ClvpConfig
+from appliance.speech.dense import Linear
 
 HEAD_WIDTH = 64
 ROTARY_WIDTH = 32
+# More candidates at once gain nothing: what a layer makes of them no longer fits the processor's cache.
+ROWS_AT_ONCE = 4
 
 
 def rotary_angles(length: int, device: torch.device) -> Tensor:
@@ -24,7 +28,7 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     turning, still = x[..., :ROTARY_WIDTH], x[..., ROTARY_WIDTH:]
     first, second = turning.chunk(2, dim=-1)
     turned = turning * angles.cos() + torch.cat([-second, first], dim=-1) * angles.sin()
-    return torch.cat([turned, still], dim=-1)
+    return torch.cat([turned.to(x.dtype), still], dim=-1)
 
 
 class RootMeanSquareNorm(nn.Module):
@@ -48,10 +52,10 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         inner = heads * HEAD_WIDTH
-        self.to_q = nn.Linear(dim, inner, bias=False)
-        self.to_k = nn.Linear(dim, inner, bias=False)
-        self.to_v = nn.Linear(dim, inner, bias=False)
-        self.to_out = nn.Linear(inner, dim)
+        self.to_q = Linear(dim, inner, bias=False)
+        self.to_k = Linear(dim, inner, bias=False)
+        self.to_v = Linear(dim, inner, bias=False)
+        self.to_out = Linear(inner, dim)
 
     def forward(self, x: Tensor, angles: Tensor) -> Tensor:
         """Return the attention over x (batch, n, dim)."""
@@ -60,7 +64,7 @@ class Attention(nn.Module):
             rotate(project(x).view(batch, length, self.heads, HEAD_WIDTH).transpose(1, 2), angles)
             for project in (self.to_q, self.to_k, self.to_v)
         )
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = attend(query, key, value)
         out: Tensor = self.to_out(mixed.transpose(1, 2).reshape(batch, length, -1))
         return out
 
@@ -70,7 +74,7 @@ class Gate(nn.Module):
 
     def __init__(self, dim: int, inner: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(dim, 2 * inner)
+        self.proj = Linear(dim, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., inner) for x (..., dim)."""
@@ -84,7 +88,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(Gate(dim, 2 * dim), nn.Identity(), nn.Identity(), nn.Linear(2 * dim, dim))
+        self.net = nn.Sequential(Gate(dim, 2 * dim), nn.Identity(), nn.Identity(), Linear(2 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the perceptron of x, same shape."""
@@ -174,13 +178,18 @@ class Clvp(nn.Module):
         self.speech_emb = nn.Embedding(config.speech_codes, config.dim)
         self.text_transformer = Encoder(config.dim, config.depth, config.heads)
         self.speech_transformer = Encoder(config.dim, config.depth, config.heads)
-        self.to_text_latent = nn.Linear(config.dim, config.dim, bias=False)
-        self.to_speech_latent = nn.Linear(config.dim, config.dim, bias=False)
+        self.to_text_latent = Linear(config.dim, config.dim, bias=False)
+        self.to_speech_latent = Linear(config.dim, config.dim, bias=False)
         self.temperature = nn.Parameter(torch.empty(()))
 
-    def forward(self, text: Tensor, codes: Tensor) -> Tensor:
+    def score(self, text: Tensor, codes: Tensor) -> Tensor:
         """Return the score (batch,) of each row of codes (batch, m) for the text tokens (1, n)."""
-        spoken = self.to_speech_latent(self.speech_transformer(self.speech_emb(codes)))
         # Upstream hands over the text with the zero that its api.py appends.
         written = self.to_text_latent(self.text_transformer(self.text_emb(F.pad(text, (0, 1)))))
-        return F.cosine_similarity(spoken, written) * self.temperature.exp()
+        spoken = torch.cat(
+            [
+                self.to_speech_latent(self.speech_transformer(self.speech_emb(rows)))
+                for rows in torch.split(codes, ROWS_AT_ONCE)
+            ]
+        )
+        return F.cosine_similarity(spoken.float(), written.float()) * self.temperature.exp()

@@ -27,6 +27,11 @@ def settle(codes: Tensor, length: int, stop: int) -> Tensor:
     return settled
 
 
+def settled_code(position: int, length: int) -> int:
+    """Return the code that `settle` puts at a position after the stop code."""
+    return CALM if position < length - len(ENDING) else ENDING[position - length]
+
+
 def spoken_length(codes: Tensor) -> int:
     """Return how many of the codes (m,) are worth voicing: those before the ninth calm code in a row."""
     run = 0

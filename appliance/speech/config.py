@@ -1,8 +1,13 @@
-"""Dimensions of the four networks and the options of a synthesis, as the manifest carries them."""
+"""Dimensions of the networks and the options of a synthesis, as the manifest carries them."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 
@@ -54,6 +59,39 @@ class VocoderConfig(_Config):
     mel_bands: int
 
 
+class HifiganConfig(_Config):
+    """Latents to samples without diffusion: upstream's `HifiganGenerator` with its residual blocks of type 1.
+
+    `channels` is the width before the first upsampling; each upsampling halves it. The strides multiply to
+    the hop, and `upsample_kernels` has one kernel for each.
+    """
+
+    latent_channels: int
+    voice_channels: int
+    channels: int
+    strides: tuple[int, ...]
+    upsample_kernels: tuple[int, ...]
+    kernels: tuple[int, ...]
+    dilations: tuple[int, ...]
+
+
+class CvvpConfig(_Config):
+    """Agreement of voice and codes: upstream's `CVVP`, with heads of width 64 like `ClvpConfig`."""
+
+    dim: int
+    depth: int
+    heads: int
+    mel_bands: int
+    speech_codes: int
+
+
+class RandomVoiceConfig(_Config):
+    """Widths of the two voices that upstream's two `RandomLatentConverter` make."""
+
+    autoregressive: int
+    diffusion: int
+
+
 class Pace(_Config):
     """Bounds on codes (46.4 ms each) per character of text, for a model whose stop code means nothing."""
 
@@ -66,8 +104,9 @@ class SynthesisOptions:
     """How a sentence is made. The defaults are upstream's preset `ultra_fast`; a bundle may carry its own.
 
     First `candidates` utterances of at most `max_mel_tokens` codes are drawn with `temperature`, `top_k`,
-    `top_p` and `repetition_penalty`. The one that CLVP likes best becomes sound in `diffusion_steps` steps,
-    with `cond_free` steered away from the unconditioned prediction by `cond_free_k`.
+    `top_p` and `repetition_penalty`. They are ranked by CLVP, and by CVVP with a share of `cvvp_amount`; the
+    best `outputs` of them become sound: in `diffusion_steps` steps of `sampler`, with `cond_free` steered
+    away from the unconditioned prediction by `cond_free_k`, or by HiFi-GAN, which uses none of these.
     """
 
     candidates: int = Field(default=16, ge=1, le=512)
@@ -80,10 +119,30 @@ class SynthesisOptions:
     diffusion_temperature: float = Field(default=1.0, ge=0, le=1)
     cond_free: bool = False
     cond_free_k: float = Field(default=2.0, ge=0)
+    sampler: Literal["ddpm", "ddim", "dpm++2m"] = "ddpm"
+    cvvp_amount: float = Field(default=0.0, ge=0, le=1)
+    decoder: Literal["diffusion", "hifigan"] = "diffusion"
+    outputs: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _enough_candidates(self) -> Self:
+        if self.outputs > self.candidates:
+            raise ValueError("outputs must not be more than candidates")
+        return self
+
+
+# `tts_with_preset` of upstream's api.py. That of api_fast.py names other figures and uses none of them.
+ULTRA_FAST = SynthesisOptions()
+FAST = replace(ULTRA_FAST, candidates=96, diffusion_steps=80, cond_free=True)
+STANDARD = replace(FAST, candidates=256, diffusion_steps=200)
+HIGH_QUALITY = replace(STANDARD, diffusion_steps=400)
+PRESETS: Mapping[str, SynthesisOptions] = MappingProxyType(
+    {"ultra_fast": ULTRA_FAST, "fast": FAST, "standard": STANDARD, "high_quality": HIGH_QUALITY}
+)
 
 
 class ModelConfig(_Config):
-    """Everything needed to build the networks of a bundle and to run them."""
+    """Everything needed to build the networks of a bundle and to run them. A bundle may lack the optional."""
 
     autoregressive: AutoregressiveConfig
     clvp: ClvpConfig
@@ -91,9 +150,12 @@ class ModelConfig(_Config):
     vocoder: VocoderConfig
     options: SynthesisOptions
     pace: Pace | None = None
+    hifigan: HifiganConfig | None = None
+    cvvp: CvvpConfig | None = None
+    random_voice: RandomVoiceConfig | None = None
 
 
-# The dimensions that tortoise-tts 3.0.0 gives its networks in `tortoise/api.py`.
+# The dimensions that tortoise-tts 3.0.0 gives its networks in `tortoise/api.py` and `tortoise/api_fast.py`.
 PUBLISHED = ModelConfig(
     autoregressive=AutoregressiveConfig(
         layers=30,
@@ -112,4 +174,15 @@ PUBLISHED = ModelConfig(
         noise_channels=64, channels=32, dilations=(1, 3, 9, 27), strides=(8, 8, 4), mel_bands=100
     ),
     options=SynthesisOptions(),
+    hifigan=HifiganConfig(
+        latent_channels=1024,
+        voice_channels=1024,
+        channels=512,
+        strides=(8, 8, 2, 2),
+        upsample_kernels=(16, 16, 4, 4),
+        kernels=(3, 7, 11),
+        dilations=(1, 3, 5),
+    ),
+    cvvp=CvvpConfig(dim=512, depth=8, heads=8, mel_bands=80, speech_codes=8192),
+    random_voice=RandomVoiceConfig(autoregressive=1024, diffusion=2048),
 )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - everyone's name for it
 
-from appliance.speech.attention import AttentionBlock, group_norm
+from appliance.speech.attention import AttentionBlock, GroupNorm
 from appliance.speech.config import DiffusionConfig
+from appliance.speech.dense import Convolution, Linear
 
 CONDITIONER_BLOCKS = 4
 CONTEXT_BLOCKS = 5
@@ -30,18 +32,17 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv1d(channels, channels, 1))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(channels, 2 * channels))
+        self.in_layers = nn.Sequential(GroupNorm(channels), nn.SiLU(), Convolution(channels, channels, 1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), Linear(channels, 2 * channels))
         # The identity is upstream's dropout, kept for the numbering.
         self.out_layers = nn.Sequential(
-            group_norm(channels), nn.SiLU(), nn.Identity(), nn.Conv1d(channels, channels, 3, padding=1)
+            GroupNorm(channels), nn.SiLU(), nn.Identity(), Convolution(channels, channels, 3)
         )
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """Return the output for x (batch, channels, frames) and a time embedding (batch, channels)."""
-        scale, shift = self.emb_layers(time).unsqueeze(-1).chunk(2, dim=1)
+        """Return the output for x (batch, frames, channels) and scale and shift (batch, 2 * channels)."""
         norm, *rest = self.out_layers
-        hidden = norm(self.in_layers(x)) * (1 + scale) + shift
+        hidden = norm(self.in_layers(x), *time.chunk(2, dim=1))
         for layer in rest:
             hidden = layer(hidden)
         out: Tensor = x + hidden
@@ -56,10 +57,9 @@ class DiffusionLayer(nn.Module):
         self.resblk = ResidualBlock(channels)
         self.attn = AttentionBlock(channels, heads, relative=True)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, bias: Tensor | None) -> Tensor:
         """Return the layer's output, shape of x."""
-        out: Tensor = self.attn(self.resblk(x, time))
-        return out
+        return self.attn.over_time(self.resblk(x, time), bias)
 
 
 class Diffusion(nn.Module):
@@ -72,56 +72,90 @@ class Diffusion(nn.Module):
         super().__init__()
         self.config = config
         width, heads, bands = config.channels, config.heads, config.mel_bands
-        self.inp_block = nn.Conv1d(bands, width, 3, padding=1)
-        self.time_embed = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.code_norm = group_norm(width)
+        self.inp_block = Convolution(bands, width, 3)
+        self.time_embed = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, width))
+        self.code_norm = GroupNorm(width)
         self.latent_conditioner = nn.Sequential(
-            nn.Conv1d(config.latent_channels, width, 3, padding=1),
+            Convolution(config.latent_channels, width, 3),
             *(AttentionBlock(width, heads, relative=True) for _ in range(CONDITIONER_BLOCKS)),
         )
         self.contextual_embedder = nn.Sequential(
-            nn.Conv1d(bands, width, 3, padding=1, stride=2),
-            nn.Conv1d(width, 2 * width, 3, padding=1, stride=2),
+            Convolution(bands, width, 3, stride=2),
+            Convolution(width, 2 * width, 3, stride=2),
             *(AttentionBlock(2 * width, heads, relative=True) for _ in range(CONTEXT_BLOCKS)),
         )
         self.unconditioned_embedding = nn.Parameter(torch.empty(1, width, 1))
         self.conditioning_timestep_integrator = nn.ModuleList(
             DiffusionLayer(width, heads) for _ in range(INTEGRATOR_LAYERS)
         )
-        self.integrating_conv = nn.Conv1d(2 * width, width, 1)
+        self.integrating_conv = Convolution(2 * width, width, 1)
         self.layers = nn.ModuleList(
             [
                 *(DiffusionLayer(width, heads) for _ in range(config.layers)),
                 *(ResidualBlock(width) for _ in range(LAST_RESIDUAL_BLOCKS)),
             ]
         )
-        self.out = nn.Sequential(group_norm(width), nn.SiLU(), nn.Conv1d(width, 2 * bands, 3, padding=1))
+        self.out = nn.Sequential(GroupNorm(width), nn.SiLU(), Convolution(width, 2 * bands, 3))
 
     def condition(self, mels: Tensor) -> Tensor:
         """Return the voice (1, 2 * channels) heard in mels (clips, bands, frames)."""
-        heard: Tensor = self.contextual_embedder(mels)
-        return heard.mean(dim=(0, 2)).unsqueeze(0)
+        heard = _through(self.contextual_embedder, mels.mT)
+        return heard.mean(dim=(0, 1)).unsqueeze(0)
 
     def align(self, latents: Tensor, voice: Tensor, frames: int) -> Tensor:
         """Stretch latents (1, m, latent_channels) in a voice to embeddings (1, channels, frames)."""
-        scale, shift = voice.unsqueeze(-1).chunk(2, dim=1)
-        embedded = self.code_norm(self.latent_conditioner(latents.mT)) * (1 + scale) + shift
-        return F.interpolate(embedded, size=frames, mode="nearest")
+        embedded = self.code_norm(_through(self.latent_conditioner, latents), *voice.chunk(2, dim=1))
+        return F.interpolate(embedded.mT, size=frames, mode="nearest")
 
     def unconditioned(self, frames: int) -> Tensor:
         """Return the embeddings (1, channels, frames) that stand for no text and no voice."""
         return self.unconditioned_embedding.expand(-1, -1, frames)
 
-    def forward(self, noisy: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
+    def times(self, timesteps: Tensor) -> list[Tensor]:
+        """Return each residual block's scale and shift (steps, 2 * channels) for timesteps (steps,)."""
+        time = self.time_embed(timestep_embedding(timesteps, self.config.channels))
+        return [block.emb_layers(time).float() for block in self._residual_blocks()]
+
+    def biases(self, frames: int) -> list[Tensor | None]:
+        """Return the attention bias of each layer that has one, for a number of frames."""
+        return [layer.attn.bias(frames) for layer in self._layers() if isinstance(layer, DiffusionLayer)]
+
+    def forward(
+        self, noisy: Tensor, embeddings: Tensor, times: Sequence[Tensor], biases: Sequence[Tensor | None]
+    ) -> Tensor:
         """Return noise and variance (batch, 2 * bands, frames) for a noisy mel (batch, bands, frames).
 
-        `timestep` (batch,) counts in steps of the training; `embeddings` is (batch, channels, frames).
+        `embeddings` is (batch, channels, frames), `times` (1, 2 * channels) per residual block and `biases`
+        come from the methods of these names: they are the same for many calls.
         """
-        time = self.time_embed(timestep_embedding(timestep, self.config.channels))
+        time, bias = iter(times), iter(biases)
+        hidden = embeddings.mT
         for layer in self.conditioning_timestep_integrator:
-            embeddings = layer(embeddings, time)
-        hidden = self.integrating_conv(torch.cat([self.inp_block(noisy), embeddings], dim=1))
+            hidden = layer(hidden, next(time), next(bias))
+        hidden = self.integrating_conv(torch.cat([self.inp_block(noisy.mT), hidden], dim=2)).float()
         for layer in self.layers:
-            hidden = layer(hidden, time)
+            hidden = (
+                layer(hidden, next(time), next(bias))
+                if isinstance(layer, DiffusionLayer)
+                else layer(hidden, next(time))
+            )
         out: Tensor = self.out(hidden)
-        return out
+        return out.mT.float()
+
+    def _layers(self) -> Iterator[nn.Module]:
+        yield from self.conditioning_timestep_integrator
+        yield from self.layers
+
+    def _residual_blocks(self) -> Iterator[ResidualBlock]:
+        for layer in self._layers():
+            if isinstance(layer, DiffusionLayer):
+                yield layer.resblk
+            elif isinstance(layer, ResidualBlock):
+                yield layer
+
+
+def _through(layers: nn.Sequential, x: Tensor) -> Tensor:
+    # Convolutions and attention blocks in turn, over (batch, time, channels).
+    for layer in layers:
+        x = layer.over_time(x) if isinstance(layer, AttentionBlock) else layer(x).float()
+    return x

@@ -1,4 +1,4 @@
-"""The four networks of a bundle."""
+"""The networks of a bundle."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from safetensors.torch import load_file
 from torch.overrides import TorchFunctionMode
 
 from appliance.speech.autoregressive import Autoregressive
-from appliance.speech.bundle import NETWORKS
 from appliance.speech.clvp import Clvp
 from appliance.speech.config import ModelConfig
+from appliance.speech.cvvp import Cvvp
 from appliance.speech.diffusion import Diffusion
 from appliance.speech.errors import BundleError
+from appliance.speech.hifigan import HifiGan
+from appliance.speech.random_voice import RandomVoice
 from appliance.speech.univnet import UnivNet
 
-Network = Autoregressive | Clvp | Diffusion | UnivNet
+Network = Autoregressive | Clvp | Diffusion | UnivNet | HifiGan | Cvvp | RandomVoice
 
 
 class _Uninitialised(TorchFunctionMode):
@@ -38,7 +40,10 @@ class _Uninitialised(TorchFunctionMode):
 
 
 class Networks:
-    """The networks of a configuration, on the meta device until `load` gives them their parameters."""
+    """The networks of a configuration, on the meta device until `load` gives them their parameters.
+
+    Those that the configuration lacks are None.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         with torch.device("meta"), _Uninitialised():
@@ -46,10 +51,15 @@ class Networks:
             self.clvp = Clvp(config.clvp)
             self.diffusion = Diffusion(config.diffusion)
             self.vocoder = UnivNet(config.vocoder)
+            self.hifigan = HifiGan(config.hifigan) if config.hifigan else None
+            self.cvvp = Cvvp(config.cvvp) if config.cvvp else None
+            widths = config.random_voice
+            self.random_voice_autoregressive = RandomVoice(widths.autoregressive) if widths else None
+            self.random_voice_diffusion = RandomVoice(widths.diffusion) if widths else None
 
     def named(self) -> Iterator[tuple[str, Network]]:
-        """Yield each network with the name of its file, without suffix."""
-        yield from zip(NETWORKS, (self.autoregressive, self.clvp, self.diffusion, self.vocoder), strict=True)
+        """Yield each network that exists with its name, which is that of its file without suffix."""
+        yield from ((name, network) for name, network in vars(self).items() if network is not None)
 
     def load(self, bundle: Path, device: torch.device) -> None:
         """Load the parameters from a verified bundle. Raises `BundleError` unless exactly these are there.

@@ -1,10 +1,9 @@
-"""Text and a voice in, samples out: the stages of upstream's `TextToSpeech.tts` (api.py)."""
+"""Text and a voice in, samples out: what upstream's `TextToSpeech` does in api.py and api_fast.py."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -18,71 +17,75 @@ from torch import Tensor
 
 from appliance.speech import mel
 from appliance.speech.bundle import MEL_NORMS, TOKENIZER, Manifest, locate, read_manifest, verify_files
-from appliance.speech.codes import settle, spoken_length
+from appliance.speech.clips import heard
 from appliance.speech.config import SynthesisOptions
-from appliance.speech.denoising import denoise
 from appliance.speech.errors import BundleError, Cancelled, SpeechError
 from appliance.speech.networks import Networks
-from appliance.speech.resample import CODE_RATE, to_code_rate, to_output_rate
-from appliance.speech.text import utterances
+from appliance.speech.planning import Conditioning, Plan, SpeechRequest, chosen, plan
+from appliance.speech.precision import DtypeName, prepare
+from appliance.speech.production import ROWS, Production, Utterance
+from appliance.speech.resample import to_output_rate
 from appliance.speech.tokenizer import TextTokenizer
 
-# One code is four frames of a mel at its rate; the diffusion model draws frames at the output's rate.
-FRAMES_PER_CODE = 4
-# Half a second: enough for a word, whatever the pace of a bundle says about its few characters.
-MIN_CODES = 11
+__all__ = ["Conditioning", "SpeechRequest", "Synthesizer"]
 
-# What of each clip the two networks hear: the first 6.0 s at 22.05 kHz, the first 4.3 s at 24 kHz.
-AUTOREGRESSIVE_SAMPLES = 132_300
+Samples = NDArray[np.float32]
+
+# What of each clip the diffusion network hears: the first 4.3 s, at 24 kHz.
 DIFFUSION_SAMPLES = 102_400
-MAX_CLIPS = 32
-MIN_CLIP_SECONDS = 1.0
-MIN_CLIP_RATE, MAX_CLIP_RATE = 8_000, 192_000
-# Root mean square of a clip, -60 dB below full scale.
-SILENCE = 1e-3
-
-
-@dataclass(frozen=True, slots=True)
-class Conditioning:
-    """A voice as the networks take it: `autoregressive` (1, dim) and `diffusion` (1, 2 * channels)."""
-
-    autoregressive: Tensor
-    diffusion: Tensor
 
 
 class Synthesizer:
-    """A loaded bundle. Results depend on the arguments alone; calls must not overlap."""
+    """A loaded bundle. Results depend on the arguments alone; calls must not overlap.
+
+    Nothing of a call is remembered, so a caller that hears a voice more than once keeps its `Conditioning`.
+    """
 
     def __init__(
         self,
         manifest: Manifest,
         networks: Networks,
-        tokenizer: TextTokenizer,
+        production: Production,
         mel_norms: Tensor,
         bundle: Path,
     ) -> None:
         self.manifest = manifest
         self.sample_rate: int = manifest.sample_rate
         self._networks = networks
-        self._tokenizer = tokenizer
+        self._production = production
         self._mel_norms = mel_norms
         self._bundle = bundle
 
     @classmethod
-    def load(cls, bundle: Path, *, device: str = "cpu", verify: bool = True) -> Self:
+    def load(
+        cls,
+        bundle: Path,
+        *,
+        device: str = "cpu",
+        dtype: DtypeName = "auto",
+        rows: int = ROWS,
+        verify: bool = True,
+    ) -> Self:
         """Load a bundle; with `verify`, the SHA-256 of every file is checked before any is used.
 
-        Nobody else may be able to write to the folder. Raises `BundleError`.
+        `dtype` is what matrix products are computed in: `auto` is the fastest on the device, `float32` gives
+        the same codes everywhere. At most `rows` candidates are drawn at a time; the samples of a seed depend
+        on it if there are more. Nobody else may be able to write to the folder. Starts no thread, so that the
+        process may fork. Raises `BundleError`, and `PrecisionError` for a type that the device lacks.
         """
         manifest = read_manifest(bundle)
         if verify:
             verify_files(bundle, manifest)
         for file in manifest.files:
             locate(bundle, file)
+        place = torch.device(device)
         networks = Networks(manifest.config)
-        networks.load(bundle, torch.device(device))
+        networks.load(bundle, place)
+        with _one_thread():
+            prepare([network for _, network in networks.named()], dtype, place)
         norms = load_file(bundle / MEL_NORMS, device=device)["mel_norms"]
-        return cls(manifest, networks, TextTokenizer(bundle / TOKENIZER), norms, bundle)
+        production = Production(manifest.config, networks, TextTokenizer(bundle / TOKENIZER), place, rows)
+        return cls(manifest, networks, production, norms, bundle)
 
     def voices(self) -> Mapping[str, Conditioning]:
         """Return the built-in voices by name, each conditioned from its clips at the first call."""
@@ -106,29 +109,35 @@ class Synthesizer:
         return MappingProxyType(voices)
 
     @torch.inference_mode()
-    def condition(self, clips: Sequence[NDArray[np.float32]], sample_rate: int) -> Conditioning:
+    def condition(self, clips: Sequence[Samples], sample_rate: int) -> Conditioning:
         """Return the voice heard in 1 to 32 mono clips of one sample rate, each of at least a second.
 
-        Only the beginning of each clip is heard: 6.0 s by one network, 4.3 s by the other. Upstream begins
-        the former at random. Raises `SpeechError` with the codes `clip_count`, `clip_rate`, `clip_malformed`,
-        `clip_too_short` and `clip_silent`.
+        Several clips are mixed. Only the beginning of each is heard: 6.0 s by one network, 4.3 s by the
+        other. Upstream begins the former at random. Raises `SpeechError`, see `clips.heard`.
         """
-        if not 1 <= len(clips) <= MAX_CLIPS:
-            raise SpeechError(
-                "clips", "clip_count", f"a voice takes 1 to {MAX_CLIPS} clips, not {len(clips)}"
-            )
-        if not MIN_CLIP_RATE <= sample_rate <= MAX_CLIP_RATE:
-            raise SpeechError(
-                "sample_rate", "clip_rate", f"the sample rate must be {MIN_CLIP_RATE} to {MAX_CLIP_RATE} Hz"
-            )
-        for clip in clips:
-            _check_clip(clip, sample_rate)
-        heard = _stack([to_code_rate(clip, sample_rate) for clip in clips]).to(self._mel_norms.device)
-        first = mel.autoregressive_mel(heard, self._mel_norms)
+        samples = heard(clips, sample_rate).to(self._mel_norms.device)
+        first = mel.autoregressive_mel(samples, self._mel_norms)
         bands = self.manifest.config.diffusion.mel_bands
-        second = mel.diffusion_mel(to_output_rate(heard)[:, :DIFFUSION_SAMPLES], bands)
+        second = mel.diffusion_mel(to_output_rate(samples)[:, :DIFFUSION_SAMPLES], bands)
+        networks = self._networks
         return Conditioning(
-            self._networks.autoregressive.condition(first), self._networks.diffusion.condition(second)
+            networks.autoregressive.condition(first),
+            networks.diffusion.condition(second),
+            networks.cvvp.condition(first) if networks.cvvp else None,
+        )
+
+    @torch.inference_mode()
+    def random_voice(self, seed: int | None = None) -> Conditioning:
+        """Return the voice of nobody, the same one for the same seed.
+
+        Raises `SpeechError` (`not_in_bundle`) if the bundle lacks the networks for it.
+        """
+        networks = self._networks
+        if networks.random_voice_autoregressive is None or networks.random_voice_diffusion is None:
+            raise SpeechError("voice", "not_in_bundle", "the model has no networks for random voices")
+        generator = self._production.generator(chosen(seed))
+        return Conditioning(
+            networks.random_voice_autoregressive(generator), networks.random_voice_diffusion(generator)
         )
 
     def stream(
@@ -139,83 +148,112 @@ class Synthesizer:
         options: SynthesisOptions | None = None,
         seed: int | None = None,
         cancelled: Callable[[], bool] = lambda: False,
-    ) -> Iterator[NDArray[np.float32]]:
-        """Return an iterator over the samples, mono in [-1, 1] at `sample_rate`, one array per utterance.
+    ) -> Iterator[Samples]:
+        """Return an iterator over the samples, mono in [-1, 1] at `sample_rate`.
 
-        Text of any length is split at its sentences. The same seed gives the same samples; without one they
-        differ each time. Raises `SpeechError` (`input_not_speakable`) at once if there is nothing to say.
-        Iterating raises `Cancelled` within one step of a model after `cancelled()` turned true.
+        Text of any length is split at its sentences. Each gives one array, or with HiFi-GAN and one candidate
+        several while its codes are drawn. The same seed gives the same samples; without one they differ each
+        time. Of `options.outputs` readings only the best is made.
+
+        Raises `SpeechError` at once: `input_not_speakable` if there is nothing to say, `not_in_bundle` if the
+        options ask for a network that the bundle lacks, `voice_without_clips` if they ask CVVP about a voice
+        that was not heard in clips. Iterating raises `Cancelled` within one step of a model after
+        `cancelled()` turned true.
         """
-        spoken = utterances(text)
-        if not spoken:
-            raise SpeechError(
-                "text", "input_not_speakable", "the text has no letter or digit that could be spoken"
-            )
-        generator = torch.Generator(self._mel_norms.device)
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(seed)
-        chosen = options or self.manifest.config.options
-        return (self._utter(utterance, voice, chosen, generator, cancelled) for utterance in spoken)
+        return self._alone(self._plan(SpeechRequest(text, voice, options, seed, cancelled)))
+
+    def stream_batch(
+        self, requests: Sequence[SpeechRequest]
+    ) -> Iterator[tuple[int, Samples | Exception | None]]:
+        """Speak several requests together, each as `stream` would up to rounding.
+
+        Yields (index, samples) as they are made, and at the end of each request (index, None), or
+        (index, error) with what `stream` would have raised; the others go on. What a model raises ends all.
+        """
+        plans = {}
+        for index, request in enumerate(requests):
+            try:
+                plans[index] = self._plan(request)
+            except SpeechError as error:
+                yield index, error
+        yield from self._together(plans)
 
     @torch.inference_mode()
-    def _utter(
+    def speak(
         self,
         text: str,
         voice: Conditioning,
-        options: SynthesisOptions,
-        generator: torch.Generator,
-        cancelled: Callable[[], bool],
-    ) -> NDArray[np.float32]:
-        networks = self._networks
-        device = self._mel_norms.device
-        tokens = torch.tensor([self._tokenizer.encode(text)], device=device)
-        prompt = networks.autoregressive.prompt(voice.autoregressive, tokens)
-        minimum, maximum = self._code_limits(text, options)
-        drawn = networks.autoregressive.generate(
-            prompt, options, generator, minimum=minimum, maximum=maximum, cancelled=cancelled
-        )
-        stop = self.manifest.config.autoregressive.stop_code
-        candidates = settle(drawn, options.max_mel_tokens, stop)
-        if cancelled():
-            raise Cancelled
-        best = (
-            candidates[networks.clvp(tokens, candidates).argmax()] if len(candidates) > 1 else candidates[0]
-        )
-        codes = best[: spoken_length(best)].unsqueeze(0)
-        latents = networks.autoregressive.latents(prompt, codes)
-        frames = codes.shape[1] * FRAMES_PER_CODE * self.sample_rate // CODE_RATE
-        aligned = networks.diffusion.align(latents, voice.diffusion, frames)
-        spectrogram = denoise(networks.diffusion, aligned, options, generator, cancelled)
-        samples = networks.vocoder.voice(mel.expand_range(spectrogram), generator)
-        return samples.cpu().numpy()
+        *,
+        options: SynthesisOptions | None = None,
+        seed: int | None = None,
+    ) -> list[Samples]:
+        """Return `options.outputs` readings (n,) of a text, the best first.
 
-    def _code_limits(self, text: str, options: SynthesisOptions) -> tuple[int, int]:
-        pace = self.manifest.config.pace
-        if pace is None:
-            return 0, options.max_mel_tokens
-        limits = (max(MIN_CODES, math.ceil(len(text) * bound)) for bound in (pace.minimum, pace.maximum))
-        minimum, maximum = (min(limit, options.max_mel_tokens) for limit in limits)
-        return minimum, maximum
+        Each joins the readings of one rank of all utterances; the first is what `stream` gives, up to
+        rounding. Raises `SpeechError` like `stream`.
+        """
+        made = self._plan(SpeechRequest(text, voice, options, seed))
+        readings = [
+            self._production.read([self._production.utterance(made, number)], made.options.outputs)[0] or []
+            for number in range(len(made.texts))
+        ]
+        return [np.concatenate(ranked) for ranked in zip(*readings, strict=True)]
+
+    def _plan(self, request: SpeechRequest) -> Plan:
+        return plan(request, self.manifest.config)
+
+    def _alone(self, made: Plan) -> Iterator[Samples]:
+        for _, part in self._together({0: made}):
+            if isinstance(part, Exception):
+                raise part
+            if part is not None:
+                yield part
+
+    @torch.inference_mode()
+    def _together(self, plans: dict[int, Plan]) -> Iterator[tuple[int, Samples | Exception | None]]:
+        # A few utterances of each request at a time, so that all are heard early.
+        begun = dict.fromkeys(plans, 0)
+        while plans:
+            due = self._due(plans, begun)
+            for index, part in self._round(due):
+                if part is not None:
+                    yield index, part
+                    continue
+                begun[index] += len(due[index])
+                if plans[index].cancelled.closed:
+                    del plans[index]
+                    yield index, Cancelled()
+                elif begun[index] == len(plans[index].texts):
+                    del plans[index]
+                    yield index, None
+
+    def _due(self, plans: Mapping[int, Plan], begun: Mapping[int, int]) -> dict[int, list[Utterance]]:
+        ahead = self._production.ahead(plans.values())
+        return {
+            index: [
+                self._production.utterance(made, number)
+                for number in range(begun[index], min(begun[index] + ahead, len(made.texts)))
+            ]
+            for index, made in plans.items()
+        }
+
+    def _round(self, due: Mapping[int, list[Utterance]]) -> Iterator[tuple[int, Samples | None]]:
+        """Yield the samples of utterances that are due, and None at the end of each request's."""
+        live = {index: queue for index, queue in due.items() if queue[0].plan.live}
+        whole = {index: queue[0] for index, queue in due.items() if index not in live}
+        yield from self._production.read_live(live)
+        for index, reading in zip(whole, self._production.read(list(whole.values()), 1), strict=True):
+            if reading is not None:
+                yield index, reading[0]
+            yield index, None
 
 
-def _check_clip(clip: NDArray[np.float32], sample_rate: int) -> None:
-    if clip.ndim != 1 or not np.isfinite(clip).all():
-        raise SpeechError("clips", "clip_malformed", "a clip must be one channel of finite samples")
-    if clip.shape[0] < MIN_CLIP_SECONDS * sample_rate:
-        seconds = clip.shape[0] / sample_rate
-        raise SpeechError(
-            "clips",
-            "clip_too_short",
-            f"a clip must last at least {MIN_CLIP_SECONDS} s, this one lasts {seconds:.2f} s",
-        )
-    if np.sqrt(np.square(clip, dtype=np.float64).mean()) < SILENCE:
-        raise SpeechError("clips", "clip_silent", "a clip must not be silent: its level is below -60 dB")
-
-
-def _stack(clips: Sequence[NDArray[np.float32]]) -> Tensor:
-    stacked = np.zeros((len(clips), AUTOREGRESSIVE_SAMPLES), dtype=np.float32)
-    for row, clip in zip(stacked, clips, strict=True):
-        row[: clip.shape[0]] = clip[:AUTOREGRESSIVE_SAMPLES]
-    return torch.from_numpy(stacked.clip(-1, 1))
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # torch's pool of threads, once there, is missing in a fork, which then waits for it forever.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -49,14 +49,23 @@ _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 
 _ABBREVIATION = re.compile(rf"\b({'|'.join(_ABBREVIATIONS)})\.")
 _AMOUNT = re.compile(r"([$£€])(?=\.?\d)((?:\d+(?:,\d+)*)?)(?:\.(\d+))?", re.ASCII)
+_SIGN_AFTER = re.compile(r"(?<![\d.,])(\d++(?:,\d++)*+(?:\.\d++)?+) ?([$£€])(?!\.?\d)", re.ASCII)
 _THOUSANDS = re.compile(r"\d[\d,]+\d", re.ASCII)
-_DECIMAL = re.compile(r"(\d+)\.(\d+)", re.ASCII)
-_ORDINAL = re.compile(r"(\d+)(?:st|nd|rd|th)", re.ASCII)
+# Tried once per run of digits, not at each of them, so that a text of digits takes no longer than another.
+_DECIMAL = re.compile(r"(?<!\d)(\d++)\.(\d+)", re.ASCII)
+_ORDINAL = re.compile(r"(?<!\d)(\d++)(?:st|nd|rd|th)", re.ASCII)
 _CARDINAL = re.compile(r"\d+", re.ASCII)
 
+# Of no sound: control characters that are not white space, marks of direction, joining and breaking, and lone
+# halves of surrogate pairs.
+_SILENT = re.compile(
+    r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
 _PARAGRAPH = re.compile(r"\n\s*\n")
 # A full stop after a single letter is more often an initial or "e.g." than the end of a sentence.
-_SENTENCE = re.compile(r"\S.*?(?:(?:[!?]|(?<!\b[a-z])\.)[.!?]*+['\")\]]*+(?=\s|$)|$)")
+_SENTENCE = re.compile(
+    r"\S.*?(?:(?<![.!?])(?!(?<=\b[a-z])\.(?![.!?]))[.!?]++['\")\]]*+(?=\s|$)|$)",
+)
 _CLAUSE_END = re.compile(r"[,;:]\s|\s-+\s")
 _SPEAKABLE = re.compile(r"[a-z0-9]")
 
@@ -117,8 +126,9 @@ def normalise(text: str) -> str:
     """Return text as the model reads it: lower-case ASCII, numbers and abbreviations in words, single spaces.
 
     Follows upstream's `english_cleaners` (utils/tokenizer.py), as the training did, except that
-    £ and € are read as money and $1.5 as fifty cents more than one dollar.
+    £ and € are read as money, as is a sign after the amount, and $1.5 as fifty cents more than one dollar.
     """
+    text = _SIGN_AFTER.sub(r"\2\1", _SILENT.sub("", text))
     text = _AMOUNT.sub(_amount, text)
     text = unidecode(text).lower()
     text = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
@@ -155,11 +165,12 @@ def _belong_together(first: str, second: str) -> bool:
 
 def _cut(sentence: str) -> list[str]:
     pieces = []
-    while len(sentence) > MAX_CHARACTERS:
-        window = sentence[: MAX_CHARACTERS + 1]
+    start = 0
+    while len(sentence) - start > MAX_CHARACTERS:
+        window = sentence[start : start + MAX_CHARACTERS + 1]
         clauses = [match.end() for match in _CLAUSE_END.finditer(window) if match.end() > MAX_CHARACTERS // 2]
         space = window.rfind(" ")
         end = clauses[-1] if clauses else space if space > 0 else MAX_CHARACTERS
-        pieces.append(sentence[:end].rstrip())
-        sentence = sentence[end:].lstrip()
-    return [*pieces, sentence]
+        pieces.append(window[:end].rstrip())
+        start += end + (window[end : end + 1] == " ")
+    return [*pieces, sentence[start:]]

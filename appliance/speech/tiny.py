@@ -25,13 +25,17 @@ from appliance.speech.autoregressive import MEL_BANDS, Projection
 from appliance.speech.config import (
     AutoregressiveConfig,
     ClvpConfig,
+    CvvpConfig,
     DiffusionConfig,
+    HifiganConfig,
     ModelConfig,
     Pace,
+    RandomVoiceConfig,
     SynthesisOptions,
     VocoderConfig,
 )
 from appliance.speech.networks import Networks
+from appliance.speech.random_voice import LEARNING_RATE_FACTOR, EqualisedLinear
 from appliance.speech.tokenizer import SPACE, STOP, UNKNOWN
 
 SEED = 20_261_124
@@ -44,7 +48,7 @@ NOTICE = (
     "Random weights for building and testing: this model makes sound, not intelligible speech. "
     "Install the published weights to hear words."
 )
-# Magnitude of the vocoder's last filter: a level of about -20 dB with peaks well below full scale.
+# Magnitude of a vocoder's last filter: a level of about -20 dB with UnivNet and -35 dB with HiFi-GAN.
 LOUDNESS = 0.2
 
 # Codes 45, 83 and 248 must exist, hence 256 codes; everything else is as small as the architecture allows.
@@ -65,6 +69,17 @@ CONFIG = ModelConfig(
     vocoder=VocoderConfig(noise_channels=8, channels=2, dilations=(1, 3), strides=(8, 8, 4), mel_bands=100),
     options=SynthesisOptions(candidates=2, diffusion_steps=4, cond_free=True),
     pace=Pace(minimum=0.5, maximum=0.9),
+    hifigan=HifiganConfig(
+        latent_channels=48,
+        voice_channels=48,
+        channels=32,
+        strides=(8, 8, 2, 2),
+        upsample_kernels=(16, 16, 4, 4),
+        kernels=(3, 7, 11),
+        dilations=(1, 3, 5),
+    ),
+    cvvp=CvvpConfig(dim=48, depth=1, heads=2, mel_bands=MEL_BANDS, speech_codes=256),
+    random_voice=RandomVoiceConfig(autoregressive=48, diffusion=96),
 )
 
 # Frequent pairs of English, each from parts that are letters or earlier pairs.
@@ -93,7 +108,8 @@ def _write(folder: Path) -> bundles.Manifest:
     save_file({"mel_norms": torch.full((MEL_BANDS,), -6.0)}, folder / bundles.MEL_NORMS)
     (folder / bundles.TOKENIZER).write_text(_tokenizer().to_str(pretty=True), encoding="utf-8")
     soundfile.write(folder / CLIP, speech_like(6.0, CLIP_RATE, SEED), CLIP_RATE, subtype="PCM_16")
-    for path in (*bundles.REQUIRED, CLIP):
+    paths = (*bundles.required(CONFIG), CLIP)
+    for path in paths:
         # safetensors makes its files private to the user who writes them.
         (folder / path).chmod(0o644)
     manifest = bundles.Manifest(
@@ -104,10 +120,7 @@ def _write(folder: Path) -> bundles.Manifest:
         licence=LICENCE,
         source=SOURCE,
         config=CONFIG,
-        files=tuple(
-            bundles.describe(folder, path, licence=LICENCE, source=SOURCE)
-            for path in (*bundles.REQUIRED, CLIP)
-        ),
+        files=tuple(bundles.describe(folder, path, licence=LICENCE, source=SOURCE) for path in paths),
         voices=(VOICE,),
     )
     bundles.write_manifest(folder, manifest)
@@ -142,6 +155,8 @@ def _initial(
         return values
     if isinstance(part, nn.Embedding):
         scale = 1.0
+    elif isinstance(part, EqualisedLinear):
+        scale = 1 / LEARNING_RATE_FACTOR
     elif isinstance(part, Projection):
         scale = shape[0] ** -0.5
     else:

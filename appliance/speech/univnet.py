@@ -20,39 +20,90 @@ SILENCE = -11.5129
 
 
 class WeightNormed(nn.Module):
-    """The parameters of a convolution stored as direction and magnitude (Salimans and Kingma 2016)."""
+    """A convolution whose parameters are stored as direction and magnitude (Salimans and Kingma 2016).
 
-    def __init__(self, shape: tuple[int, int, int], outputs: int) -> None:
+    It works on (batch, channels, n), best with the channels next to each other in memory, and returns them
+    so. `exact` layers stay in float32 whatever the network is prepared for.
+    """
+
+    weight_g: nn.Parameter | None
+    weight_v: nn.Parameter | None
+
+    def __init__(self, shape: tuple[int, int, int], outputs: int, *, exact: bool = False) -> None:
         super().__init__()
         self.weight_g = nn.Parameter(torch.empty(shape[0], 1, 1))
         self.weight_v = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(outputs))
+        self.exact = exact
+        self._folded: tuple[Tensor, Tensor] | None = None
 
-    @property
-    def weight(self) -> Tensor:
-        """The weight, in the shape of its direction."""
+    def fold(self, dtype: torch.dtype) -> None:
+        """Compute weight and bias once and for all, in `dtype`, and let go of direction and magnitude."""
+        weight, bias = (each.to(torch.float32 if self.exact else dtype) for each in self.filters())
+        weight = weight.unsqueeze(2).contiguous(memory_format=torch.channels_last).squeeze(2)
+        self._folded = weight, bias
+        self.weight_g = self.weight_v = None
+
+    def filters(self) -> tuple[Tensor, Tensor]:
+        """Return weight and bias."""
+        if self._folded is not None:
+            return self._folded
+        if self.weight_g is None or self.weight_v is None:
+            raise RuntimeError("the parameters are on their way to being folded")
         length = torch.linalg.vector_norm(self.weight_v, dim=(1, 2), keepdim=True)
-        weight: Tensor = self.weight_v * (self.weight_g / length)
-        return weight
+        return self.weight_v * (self.weight_g / length), self.bias
+
+    def lengthened(self, x: Tensor, stride: int, padding: int, odd: int = 0) -> Tensor:
+        """Return the transposed convolution of x (batch, channels, n), in float32."""
+        weight, bias = self.filters()
+        out = F.conv_transpose2d(
+            channels_last(x.to(weight.dtype)),
+            weight.unsqueeze(2),
+            bias,
+            stride=(1, stride),
+            padding=(0, padding),
+            output_padding=(0, odd),
+        )
+        return out.squeeze(2).float()
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return (batch, channels, 1, n) for x (batch, channels, n), with the channels next to each other."""
+    return x.unsqueeze(2).contiguous(memory_format=torch.channels_last)
 
 
 class Conv(WeightNormed):
     """A convolution that keeps the length, with zeros or reflections at the edges."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int, *, dilation: int = 1, reflect: bool = False
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        dilation: int = 1,
+        reflect: bool = False,
+        exact: bool = False,
     ) -> None:
-        super().__init__((outputs, inputs, kernel), outputs)
+        super().__init__((outputs, inputs, kernel), outputs, exact=exact)
         self.dilation = dilation
         self.padding = dilation * (kernel - 1) // 2
         self.reflect = reflect
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (batch, outputs, n) for x (batch, inputs, n)."""
+        weight, bias = self.filters()
         if self.reflect:
             x = F.pad(x, (self.padding, self.padding), mode="reflect")
         padding = 0 if self.reflect else self.padding
-        return F.conv1d(x, self.weight, self.bias, padding=padding, dilation=self.dilation)
+        out = F.conv2d(
+            channels_last(x.to(weight.dtype)),
+            weight.unsqueeze(2),
+            bias,
+            padding=(0, padding),
+            dilation=(1, self.dilation),
+        )
+        return out.squeeze(2)
 
 
 class Upsample(WeightNormed):
@@ -65,10 +116,22 @@ class Upsample(WeightNormed):
     def forward(self, x: Tensor) -> Tensor:
         """Return (batch, channels, n * stride) for x (batch, channels, n)."""
         odd = self.stride % 2
-        padding = self.stride // 2 + odd
-        return F.conv_transpose1d(
-            x, self.weight, self.bias, stride=self.stride, padding=padding, output_padding=odd
-        )
+        return self.lengthened(x, self.stride, self.stride // 2 + odd, odd)
+
+
+class KernelConv(Conv):
+    """The convolution that gives kernels, stored in the order (layer, in, out, 3) of its outputs."""
+
+    def __init__(self, inputs: int, shape: tuple[int, int, int, int]) -> None:
+        super().__init__(inputs, math.prod(shape), KERNEL)
+        self.shape = shape
+
+    def filters(self) -> tuple[Tensor, Tensor]:
+        """Return weight and bias for outputs in the order (layer, 3, in, out), in which they are used."""
+        if self._folded is not None:
+            return self._folded
+        weight, bias = (torch.unflatten(each, 0, self.shape) for each in super().filters())
+        return weight.permute(0, 3, 1, 2, 4, 5).flatten(0, 3), bias.permute(0, 3, 1, 2).flatten()
 
 
 class KernelPredictor(nn.Module):
@@ -90,17 +153,18 @@ class KernelPredictor(nn.Module):
             )
             for _ in range(PREDICTOR_BLOCKS)
         )
-        self.kernel_conv = Conv(width, math.prod(self.shape), KERNEL)
+        self.kernel_conv = KernelConv(width, self.shape)
         self.bias_conv = Conv(width, layers * 2 * channels, KERNEL)
 
     def forward(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """Return kernels (batch, layers, in, out, 3, frames) and biases (batch, layers, out, frames)."""
-        layers, _, outputs, _ = self.shape
+        """Return kernels (batch, frames, layers, 3 * in, out) and biases (batch, frames, layers, out)."""
+        layers, inputs, outputs, _ = self.shape
         hidden = self.input_conv(mel)
         for block in self.residual_convs:
             hidden = hidden + block(hidden)
-        return self.kernel_conv(hidden).unflatten(1, self.shape), self.bias_conv(hidden).unflatten(
-            1, (layers, outputs)
+        return (
+            self.kernel_conv(hidden).mT.unflatten(2, (layers, KERNEL * inputs, outputs)),
+            self.bias_conv(hidden).mT.unflatten(2, (layers, outputs)),
         )
 
 
@@ -125,15 +189,19 @@ class LvcBlock(nn.Module):
         x = self.convt_pre(x)
         kernels, biases = self.kernel_predictor(mel)
         for index, block in enumerate(self.conv_blocks):
-            value, gate = self._convolve(block(x), kernels[:, index], biases[:, index]).chunk(2, dim=1)
+            value, gate = self._convolve(block(x), kernels[:, :, index], biases[:, :, index]).chunk(2, dim=1)
             x = x + torch.sigmoid(value) * torch.tanh(gate)
         return x
 
-    def _convolve(self, x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-        # (batch, in, frames, hop, 3): the neighbourhood of each sample, by mel frame.
+    def _convolve(self, x: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
+        batch, frames, _, outputs = kernels.shape
         margin = KERNEL // 2
-        around = F.pad(x, (margin, margin)).unfold(2, self.hop + 2 * margin, self.hop).unfold(3, KERNEL, 1)
-        return (torch.einsum("bilsk,biokl->bols", around, kernel) + bias.unsqueeze(-1)).flatten(2)
+        # Neighbours are next to each other in memory, so a sample's neighbourhood is a view, by mel frame.
+        padded = F.pad(x.mT, (0, 0, margin, margin)).to(kernels.dtype)
+        around = padded.unfold(1, self.hop + 2 * margin, self.hop).unfold(3, KERNEL, 1)
+        around = around.permute(0, 1, 3, 4, 2).flatten(3)
+        mixed = torch.bmm(around.flatten(0, 1), kernels.flatten(0, 1)) + biases.reshape(-1, 1, outputs)
+        return mixed.view(batch, frames * self.hop, outputs).mT.float()
 
 
 class UnivNet(nn.Module):
@@ -152,7 +220,7 @@ class UnivNet(nn.Module):
             LvcBlock(config, stride, hop) for stride, hop in zip(config.strides, hops, strict=True)
         )
         self.conv_post = nn.Sequential(
-            nn.LeakyReLU(SLOPE), Conv(config.channels, 1, 7, reflect=True), nn.Tanh()
+            nn.LeakyReLU(SLOPE), Conv(config.channels, 1, 7, reflect=True, exact=True), nn.Tanh()
         )
 
     def forward(self, mel: Tensor, noise: Tensor) -> Tensor:

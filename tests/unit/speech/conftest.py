@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import settings
 
 from appliance.speech import Conditioning, Synthesizer
 from appliance.speech.tiny import make
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 # The tiny model gains nothing from threads, and parallel test processes would fight over the cores.
 torch.set_num_threads(1)
+# How long an example takes depends on what else the machine does.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +31,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def synthesizer(bundle: Path) -> Synthesizer:
-    return Synthesizer.load(bundle)
+    return Synthesizer.load(bundle, dtype="float32")
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,13 @@ import soundfile
 from appliance.speech import BundleError, Synthesizer
 from appliance.speech import bundle as bundles
 from appliance.speech.artificial_voice import speech_like
+from appliance.speech.tiny import CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FILES = [*bundles.REQUIRED, "voices/demo/1.wav"]
+FILES = [*bundles.required(CONFIG), "voices/demo/1.wav"]
+OPTIONAL = ["hifigan", "cvvp", "random_voice"]
 
 
 @pytest.fixture
@@ -90,7 +92,7 @@ def test_a_path_out_of_the_bundle_is_refused(copy: Path, path: str) -> None:
     (copy.parent / "x").write_bytes(b"")
     extra = {"path": path, "sha256": "0" * 64, "size": 0, "licence": "none", "source": "nowhere"}
     edit(copy, lambda manifest: manifest["files"].append(extra))
-    with pytest.raises(BundleError, match=r"files\.7\.path"):
+    with pytest.raises(BundleError, match=r"files\.11\.path"):
         Synthesizer.load(copy)
 
 
@@ -104,6 +106,12 @@ def test_a_path_out_of_the_bundle_is_refused(copy: Path, path: str) -> None:
         (lambda manifest: manifest.update(surprise=1), "surprise"),
         (lambda manifest: manifest["config"]["options"].update(diffusion_steps=0), "diffusion_steps"),
         (lambda manifest: manifest.update(sample_rate=16000), "sample_rate"),
+        (lambda manifest: manifest["files"].pop(6), "not listed: hifigan.safetensors"),
+        (
+            lambda manifest: manifest["config"].pop("cvvp"),
+            "without a configuration of cvvp: cvvp.safetensors",
+        ),
+        (lambda manifest: manifest["config"]["cvvp"].update(dim=64), "does not hold the parameters"),
         (lambda manifest: manifest["config"]["clvp"].update(dim=64), "does not hold the parameters"),
     ],
 )
@@ -120,6 +128,22 @@ def test_a_manifest_that_is_none_is_refused(copy: Path, content: bytes) -> None:
     (copy / "manifest.json").write_bytes(content)
     with pytest.raises(BundleError, match=r"manifest\.json"):
         Synthesizer.load(copy)
+
+
+@pytest.mark.parametrize("field", OPTIONAL)
+def test_a_bundle_without_an_optional_network_opens(copy: Path, field: str) -> None:
+    files = {f"{network}.safetensors" for network in bundles.OPTIONAL_NETWORKS[field]}
+
+    def leave_out(manifest: dict[str, Any]) -> None:
+        del manifest["config"][field]
+        manifest["files"] = [file for file in manifest["files"] if file["path"] not in files]
+
+    edit(copy, leave_out)
+    for file in files:
+        (copy / file).unlink()
+    loaded = Synthesizer.load(copy)
+    assert {file.path for file in loaded.manifest.files} == set(FILES) - files
+    assert list(loaded.voices()) == ["demo"]
 
 
 def test_files_that_the_manifest_does_not_list_are_never_used(copy: Path) -> None:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from appliance.speech import Cancelled, SpeechError, SynthesisOptions
+from appliance.speech import PRESETS, Cancelled, SpeechError, SynthesisOptions, Synthesizer
 from appliance.speech.artificial_voice import speech_like
+from appliance.speech.autoregressive import MAX_TEXT_TOKENS
 from appliance.speech.resample import to_code_rate
+from appliance.speech.text import utterances
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
-    from appliance.speech import Conditioning, Synthesizer
+    from appliance.speech import Conditioning
 
 SENTENCE = "The tortoise keeps its shield up and its voice quite low now."
 QUICK = SynthesisOptions(candidates=1, diffusion_steps=2, max_mel_tokens=16)
@@ -92,12 +100,51 @@ def test_4096_characters_are_spoken(synthesizer: Synthesizer, voice: Conditionin
     assert all(np.isfinite(chunk).all() and len(chunk) > 0 for chunk in chunks)
 
 
-@pytest.mark.parametrize("text", ["x" * 4096, "1" * 100, "中" * 40, "a\n\nb", "[STOP] [SPACE]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x" * 4096,
+        "1" * 100,
+        "中" * 40,
+        "a\n\nb",
+        "[STOP] [SPACE]",
+        "q?" * 300,
+        "a\x00b \u202eright\u202c 👍🏽",
+        "@#%&*+=<>~^ a",
+        "-5 % of €1,000,000.50 on 31.12.1999 at 10:30, Dr. No!",
+    ],
+)
 def test_odd_texts_are_spoken(synthesizer: Synthesizer, voice: Conditioning, text: str) -> None:
     assert np.isfinite(speak(synthesizer, voice, text, seed=1, options=QUICK)).all()
 
 
-@pytest.mark.parametrize("text", ["", " \n", "...", "😀😀", "\x00"])
+# Letters that the tokenizer never joins are as many tokens as a text can have.
+@given(st.one_of(st.text(max_size=2000), st.text("qzxj k", min_size=400, max_size=2000), st.just("q" * 4096)))
+def test_no_utterance_reaches_the_models_limit(synthesizer: Synthesizer, text: str) -> None:
+    tokenizer = synthesizer._production._tokenizer
+    for utterance in utterances(text):
+        assert 0 < len(tokenizer.encode(utterance)) < MAX_TEXT_TOKENS - 1
+
+
+@settings(max_examples=20)
+@given(text=st.text(max_size=60))
+def test_any_text_is_spoken_or_refused(synthesizer: Synthesizer, voice: Conditioning, text: str) -> None:
+    with suppress(SpeechError):
+        assert np.isfinite(next(synthesizer.stream(text, voice, options=QUICK, seed=1))).all()
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_other_types_speak_as_well(bundle: Path, dtype: Literal["auto", "bfloat16"]) -> None:
+    loaded = Synthesizer.load(bundle, dtype=dtype)
+    for options in (QUICK, replace(QUICK, decoder="hifigan"), replace(QUICK, candidates=3, cvvp_amount=0.5)):
+        spoken = speak(loaded, loaded.voices()["demo"], options=options, seed=1)
+        assert np.isfinite(spoken).all()
+        assert np.abs(spoken).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    "text", ["", " \n", "...", "😀😀", "\x00", "\u202e\u200b\ufeff", "\ud800", "?!?!", "\u2010\u2014\u2013"]
+)
 def test_nothing_to_say_is_refused_at_once(synthesizer: Synthesizer, voice: Conditioning, text: str) -> None:
     with pytest.raises(SpeechError) as refusal:
         synthesizer.stream(text, voice)
@@ -138,28 +185,6 @@ def clip(seconds: float = 2.0) -> NDArray[np.float32]:
     return speech_like(seconds, 24_000, 5)
 
 
-@pytest.mark.parametrize(
-    ("clips", "rate", "field", "code"),
-    [
-        ([], 24_000, "clips", "clip_count"),
-        ([clip()] * 33, 24_000, "clips", "clip_count"),
-        ([clip()], 4_000, "sample_rate", "clip_rate"),
-        ([clip()], 1_000_000, "sample_rate", "clip_rate"),
-        ([clip(), clip(0.1)], 24_000, "clips", "clip_too_short"),
-        ([np.zeros(0, np.float32)], 24_000, "clips", "clip_too_short"),
-        ([clip(), np.zeros(48_000, np.float32)], 24_000, "clips", "clip_silent"),
-        ([np.full(48_000, np.nan, np.float32)], 24_000, "clips", "clip_malformed"),
-        ([np.stack([clip(), clip()])], 24_000, "clips", "clip_malformed"),
-    ],
-)
-def test_clips_that_hold_no_voice_are_refused(
-    synthesizer: Synthesizer, clips: list[NDArray[np.float32]], rate: int, field: str, code: str
-) -> None:
-    with pytest.raises(SpeechError) as refusal:
-        synthesizer.condition(clips, rate)
-    assert (refusal.value.field, refusal.value.code) == (field, code)
-
-
 def test_a_voice_is_the_mean_of_its_clips(synthesizer: Synthesizer) -> None:
     first, second = clip(2), speech_like(7, 24_000, 6)
     both = synthesizer.condition([first, second], 24_000)
@@ -183,11 +208,72 @@ def test_a_clip_of_any_rate_is_heard_at_that_of_the_codes(synthesizer: Synthesiz
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"candidates": 0}, {"top_p": 0}, {"temperature": 0}, {"max_mel_tokens": 601}, {"unknown": 1}]
+    "wrong",
+    [
+        {"candidates": 0},
+        {"top_p": 0},
+        {"temperature": 0},
+        {"max_mel_tokens": 601},
+        {"unknown": 1},
+        {"sampler": "euler"},
+        {"decoder": "wavenet"},
+        {"cvvp_amount": 1.1},
+        {"outputs": 0},
+        {"outputs": 3, "candidates": 2},
+    ],
 )
 def test_options_out_of_range_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         TypeAdapter(SynthesisOptions).validate_python(wrong)
+
+
+def test_the_presets_are_upstreams() -> None:
+    # num_autoregressive_samples, diffusion_iterations and cond_free in the `tts_with_preset` of api.py.
+    assert {
+        name: (preset.candidates, preset.diffusion_steps, preset.cond_free)
+        for name, preset in PRESETS.items()
+    } == {
+        "ultra_fast": (16, 30, False),
+        "fast": (96, 80, True),
+        "standard": (256, 200, True),
+        "high_quality": (256, 400, True),
+    }
+    for preset in PRESETS.values():
+        common = replace(preset, candidates=16, diffusion_steps=30, cond_free=False)
+        assert common == SynthesisOptions(
+            temperature=0.8,
+            top_k=50,
+            top_p=0.8,
+            repetition_penalty=2.0,
+            max_mel_tokens=500,
+            diffusion_temperature=1.0,
+            cond_free_k=2.0,
+            sampler="ddpm",
+            cvvp_amount=0,
+            decoder="diffusion",
+            outputs=1,
+        )
+
+
+def test_loading_starts_no_thread_and_leaves_a_process_that_may_fork(bundle: Path) -> None:
+    program = (
+        "import os, sys, pathlib; from appliance.speech import Synthesizer;"
+        "s = Synthesizer.load(pathlib.Path(sys.argv[1]));"
+        "print(len(os.listdir('/proc/self/task'))); sys.stdout.flush();"
+        "pid = os.fork();"
+        "print(len(next(s.stream('Hello.', s.voices()['demo'], seed=1)))) if not pid else os.waitpid(pid, 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(bundle)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "2"},
+    )
+    threads, samples = map(int, done.stdout.split())
+    assert threads == 1
+    assert samples > 1000
 
 
 def test_importing_and_checking_a_bundle_loads_neither_torch_nor_the_rest() -> None:

@@ -34,12 +34,51 @@ PROSE = st.text(alphabet="abcxyz ABC.,;:!?'\"()-\n 0129$£€ßé中😀", max_s
         ),
         ("Drs. who", "doctors who"),
         ("a [STOP] b", "a [stop] b"),
+        ("he\x00l\x07lo\x7f \x9b2J", "hello twoj"),
+        ("\u202eright\u202c to\u200f le\u200bft\u2066\u2069\ufeff", "right to left"),
+        ("\ud83d lone \udc4d", "lone"),
+        ("👍🏽 yes 👩‍👩‍👧 no", "yes no"),
+        ("line\u2028and\u2029paragraph\x85", "line and paragraph"),
+        ("٣ and ½ and ① and \uff15", "three and one/two and one and five"),
+        ("£0.99 and $1,000,000.01", "ninety-nine pence and one million dollars, one cent"),
+        (
+            "5€, 1,000.50 $ or 3 $5 notes",
+            "five euros, one thousand dollars, fifty cents or three five dollars notes",
+        ),
+        ("-5 % & 1e9", "-five % & oneenine"),
         ("9" * 37, " ".join(["nine"] * 37)),
         ("", ""),
     ],
 )
 def test_normalise(written: str, spoken: str) -> None:
     assert normalise(written) == spoken
+
+
+# Every code point there is, of which surrogates are no characters.
+@given(st.text(alphabet=st.one_of(st.characters(), st.characters(categories=["Cc", "Cf", "Cs", "Nd", "No"]))))
+def test_any_text_is_normalised_to_what_can_be_read(text: str) -> None:
+    normal = normalise(text)
+    assert re.fullmatch(r"[ -~]*", normal)
+    assert not re.search(r"[A-Z0-9\"]|  |^ | $", normal)
+    assert all(len(utterance) <= MAX_CHARACTERS for utterance in utterances(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1" * 50_000,
+        "1," * 25_000,
+        "." * 50_000 + "a",
+        "$1" * 2_000,
+        "a'" * 25_000,
+        "x" * 200_000,
+        "- " * 50_000,
+    ],
+)
+def test_long_monotonous_texts_are_read(text: str) -> None:
+    found = utterances(text)
+    assert max((len(utterance) for utterance in found), default=0) <= MAX_CHARACTERS
+    assert (not found) == (not re.search(r"[a-z0-9]", text))
 
 
 @given(PROSE)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from appliance.speech import Conditioning, SynthesisOptions, Synthesizer, mel
+from appliance.speech.autoregressive import Draw
 from appliance.speech.codes import settle
 from appliance.speech.denoising import denoise
 from appliance.speech.resample import to_output_rate
@@ -33,6 +34,7 @@ MELS, WIDE_MELS = drawn(2, 80, 300), drawn(2, 100, 200)
 TEXT = torch.from_numpy(RANDOM.integers(3, 80, (1, 30)))
 VOCODER_MEL = mel.expand_range(drawn(1, 100, 30).clamp(-1, 1))
 CLIP = drawn(1, 20_000) * 0.1
+LATENTS, LATENTS_VOICE = drawn(1, 40, 48), drawn(1, 48)
 FRAMES = 60 * 4 * 24_000 // 22_050
 
 
@@ -69,13 +71,14 @@ def test_codes_and_scores(synthesizer: Synthesizer, heard: Conditioning) -> None
     networks = synthesizer._networks
     prompt = networks.autoregressive.prompt(heard.autoregressive, TEXT)
     options = SynthesisOptions(candidates=2)
-    codes = networks.autoregressive.generate(
-        prompt, options, seeded(11), minimum=0, maximum=40, cancelled=lambda: False
-    )
+    draw = Draw(prompt, options, seeded(11), minimum=0, maximum=40, cancelled=lambda: False)
+    (drawn,) = networks.autoregressive.generate([draw])
+    assert drawn is not None
+    codes = drawn.codes
     assert codes.tolist() == UPSTREAM["codes"]
     settled = settle(codes, 60, 257)
     assert settled.tolist() == UPSTREAM["settled"]
-    check("scores", networks.clvp(TEXT, settled))
+    check("scores", networks.clvp.score(TEXT, settled))
 
 
 def test_latents_and_their_alignment(aligned: torch.Tensor) -> None:
@@ -86,7 +89,9 @@ def test_latents_and_their_alignment(aligned: torch.Tensor) -> None:
 @torch.inference_mode()
 def test_denoising(synthesizer: Synthesizer, aligned: torch.Tensor, name: str, *, cond_free: bool) -> None:
     options = SynthesisOptions(diffusion_steps=10, cond_free=cond_free)
-    denoised = denoise(synthesizer._networks.diffusion, aligned, options, seeded(12), lambda: False)
+    network = synthesizer._networks.diffusion
+    (denoised,) = denoise(network, [aligned], options, [seeded(12)], [lambda: False])
+    assert denoised is not None
     # Steps amplify rounding, the more so with the difference of two predictions.
     check(name, denoised[0, ::20, ::50], 1e-3)
 
@@ -95,6 +100,26 @@ def test_denoising(synthesizer: Synthesizer, aligned: torch.Tensor, name: str, *
 def test_samples(synthesizer: Synthesizer) -> None:
     samples = synthesizer._networks.vocoder.voice(VOCODER_MEL, seeded(13))
     check("samples", samples[::500], 1e-4)
+
+
+@torch.inference_mode()
+def test_samples_of_hifigan(synthesizer: Synthesizer) -> None:
+    samples = synthesizer._networks.hifigan.voice(LATENTS, LATENTS_VOICE)
+    assert samples.shape == (44_544,)
+    check("hifigan_samples", samples[::1000], 1e-6)
+
+
+@torch.inference_mode()
+def test_scores_of_cvvp(synthesizer: Synthesizer) -> None:
+    cvvp = synthesizer._networks.cvvp
+    check("cvvp_scores", cvvp.score(cvvp.condition(MELS), torch.tensor(UPSTREAM["settled"])))
+
+
+@torch.inference_mode()
+def test_random_voices(synthesizer: Synthesizer) -> None:
+    voice = synthesizer.random_voice(14)
+    check("random_autoregressive_voice", voice.autoregressive[0, ::6])
+    check("random_diffusion_voice", voice.diffusion[0, ::12])
 
 
 def test_mel_spectrograms_and_resampling() -> None:
