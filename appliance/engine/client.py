@@ -54,7 +54,7 @@ class EngineUnavailable(EngineError):
 
 
 class EngineBusy(EngineError):
-    """The queue is full. `retry_after` is the engine's estimate in seconds."""
+    """The queue is full, or too long for the deadline. `retry_after` is the engine's estimate in seconds."""
 
     code = "engine_busy"
 
@@ -100,6 +100,19 @@ class EngineModel:
 
 
 @dataclass(frozen=True)
+class EngineLoad:
+    """How much the engine has to do: requests `waiting` for a batch, open `streams`, `workers` and the memory
+    that is theirs alone as of their last batches, estimated `seconds` of work ahead.
+    """
+
+    waiting: int = 0
+    streams: int = 0
+    workers: int = 0
+    worker_bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class EngineStatus:
     """The engine's answer. `ready`: its self-test passed and it accepts requests. `sample_rate` in Hz."""
 
@@ -109,6 +122,7 @@ class EngineStatus:
     voices: tuple[str, ...]
     sample_rate: int
     version: str
+    load: EngineLoad = EngineLoad()
 
 
 class SpeechStream(Iterator[bytes]):
@@ -232,7 +246,7 @@ class EngineClient:
             answer: StatusResponse = self._stub().Status(StatusRequest(), timeout=timeout)
         except grpc.RpcError as error:
             raise _engine_error(error, started=False) from None
-        model = answer.model
+        model, load = answer.model, answer.load
         return EngineStatus(
             ready=answer.ready,
             self_test_seconds=answer.self_test_seconds,
@@ -240,6 +254,7 @@ class EngineClient:
             voices=tuple(answer.voices),
             sample_rate=answer.sample_rate,
             version=answer.version,
+            load=EngineLoad(load.waiting, load.streams, load.workers, load.worker_bytes, load.seconds),
         )
 
     def synthesize(

@@ -153,6 +153,7 @@ class StatusResponse(_message.Message):
     VOICES_FIELD_NUMBER: _builtins.int
     SAMPLE_RATE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
     ready: _builtins.bool
     """The self-test passed and new requests are accepted."""
     self_test_seconds: _builtins.float
@@ -162,6 +163,8 @@ class StatusResponse(_message.Message):
     def model(self) -> Global___Model: ...
     @_builtins.property
     def voices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def load(self) -> Global___Load: ...
     def __init__(
         self,
         *,
@@ -171,14 +174,49 @@ class StatusResponse(_message.Message):
         voices: _abc.Iterable[_builtins.str] | None = ...,
         sample_rate: _builtins.int = ...,
         version: _builtins.str = ...,
+        load: Global___Load | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "ready", b"ready", "sample_rate", b"sample_rate", "self_test_seconds", b"self_test_seconds", "version", b"version", "voices", b"voices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "model", b"model", "ready", b"ready", "sample_rate", b"sample_rate", "self_test_seconds", b"self_test_seconds", "version", b"version", "voices", b"voices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusResponse: _TypeAlias = StatusResponse  # noqa: Y015
+
+@_typing.final
+class Load(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAITING_FIELD_NUMBER: _builtins.int
+    STREAMS_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    WORKER_BYTES_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    waiting: _builtins.int
+    """Requests that wait for a batch, and streams that are open in all."""
+    streams: _builtins.int
+    workers: _builtins.int
+    """Worker processes, each of one tenant, and the memory that is theirs alone as of their last batches."""
+    worker_bytes: _builtins.int
+    seconds: _builtins.float
+    """Estimated seconds of work ahead."""
+    def __init__(
+        self,
+        *,
+        waiting: _builtins.int = ...,
+        streams: _builtins.int = ...,
+        workers: _builtins.int = ...,
+        worker_bytes: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seconds", b"seconds", "streams", b"streams", "waiting", b"waiting", "worker_bytes", b"worker_bytes", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Load: _TypeAlias = Load  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):

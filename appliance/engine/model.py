@@ -1,68 +1,73 @@
-"""The model as the engine sees it, and how it is loaded and tried."""
+"""The model as the engine sees it: made ready once in the zygote, taken up by each worker."""
 
 from __future__ import annotations
 
 import mmap
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import structlog
 
 # torch's workers spin while they wait. On cores shared with others, such as the API, that starves the worker
 # they wait for: beside two busy processes on two cores a sentence took over 10 s, and takes 0.1 s like this.
 # OpenMP reads it when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A pool of threads does not survive a fork: numpy's, which starts when it is loaded, and that of tokenizers.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# What oneDNN and its wrapper keep for each length of text that they have met: 1024 entries each by default,
+# which grew a process with the tiny model from 290 to 1440 MiB in 300 requests. Like this it stays at 400.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
+# Else the question whether there is a CUDA device is one that no process may fork after.
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 import torch
 
-from appliance.speech import Synthesizer
+from appliance.speech import Synthesizer, read_manifest, verify_files
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from appliance.engine.settings import EngineSettings
-    from appliance.speech import Manifest
+    from appliance.speech import Manifest, SpeechRequest
 
-SELF_TEST_TEXT = "This is a test."
-# A hundredth of full scale: far above rounding noise, far below any speech.
-AUDIBLE_PEAK = 0.01
 # After these the accelerator's context is lost to the process.
 FATAL_ERRORS: tuple[type[BaseException], ...] = (torch.AcceleratorError,)
-
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("testudo.engine")
 
 
 class SpeechModel(Protocol):
-    """What the engine needs of appliance.speech.Synthesizer."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the bundle says of itself."""
-
-    @property
-    def sample_rate(self) -> int:
-        """Hz."""
+    """What a worker needs of appliance.speech.Synthesizer."""
 
     def voices(self) -> Mapping[str, Any]:
         """The conditioning of each voice by its name."""
 
-    def stream(
-        self, text: str, voice: Any, *, seed: int | None = None, cancelled: Callable[[], bool] = ...
-    ) -> Iterator[NDArray[np.float32]]:
-        """Mono samples in [-1, 1]; stops within one decode step after `cancelled` turns true."""
+    def stream_batch(
+        self, requests: Sequence[SpeechRequest]
+    ) -> Iterator[tuple[int, NDArray[np.float32] | Exception | None]]:
+        """Yield (index, samples) as they are made, (index, None) or (index, error) at the end of each.
+
+        Samples are mono in [-1, 1]. A request ends within one decode step after its `cancelled` turns true.
+        """
 
 
-class SelfTestError(Exception):
-    """The model loads but does not speak."""
+@dataclass(frozen=True)
+class Prepared:
+    """A bundle in the zygote. `start` is called in each worker, after the fork."""
+
+    manifest: Manifest
+    start: Callable[[], SpeechModel]
+    in_host_memory: bool = True
 
 
-def load_model(settings: EngineSettings) -> SpeechModel:
-    """Load the bundle onto the device that the settings name, with their number of threads."""
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+def prepare(settings: EngineSettings) -> Prepared:
+    """Verify the bundle and load what forks may share. Leaves this process with its one thread."""
+    threads = settings.threads or torch.get_num_threads()
+    torch.set_num_threads(1)
     if not _may_write_code():
         # oneDNN compiles its kernels at run time; torch has others. Results are the same.
         torch.backends.mkldnn.set_flags(_enabled=False)  # type: ignore[no-untyped-call]
@@ -70,25 +75,25 @@ def load_model(settings: EngineSettings) -> SpeechModel:
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Synthesizer.load(settings.weights, device=device)
+    if device == "cuda":
+        # A CUDA context cannot be forked: each worker makes its own, from files that the kernel keeps cached.
+        manifest = read_manifest(settings.weights)
+        verify_files(settings.weights, manifest)
 
+        def load() -> SpeechModel:
+            torch.set_num_threads(threads)
+            return Synthesizer.load(settings.weights, device=device, dtype=settings.dtype, verify=False)
 
-def self_test(model: SpeechModel) -> float:
-    """Speak a short sentence with the first voice; returns the seconds it took.
+        return Prepared(manifest, load, in_host_memory=False)
+    model = Synthesizer.load(settings.weights, device=device, dtype=settings.dtype)
+    # The bundle's own voices are no tenant's: heard once, here, for all.
+    model.voices()
 
-    Raises SelfTestError unless the result is finite and audible.
-    """
-    began = time.monotonic()
-    voices = model.voices()
-    if not voices:
-        raise SelfTestError("the bundle has no voice")
-    chunks = list(model.stream(SELF_TEST_TEXT, next(iter(voices.values())), seed=0))
-    audio = np.concatenate(chunks) if chunks else np.zeros(0, np.float32)
-    if not np.isfinite(audio).all():
-        raise SelfTestError("the model's audio is not finite")
-    if np.abs(audio).max(initial=0) < AUDIBLE_PEAK:
-        raise SelfTestError("the model's audio is silent")
-    return time.monotonic() - began
+    def wake() -> SpeechModel:
+        torch.set_num_threads(threads)
+        return model
+
+    return Prepared(model.manifest, wake)
 
 
 def _may_write_code() -> bool:

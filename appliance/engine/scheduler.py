@@ -1,169 +1,147 @@
-"""Who speaks when: one synthesis at a time, a bounded queue before it, bounded audio behind it."""
+"""Whose turn it is: fair shares of the model between tenants, and batches within one. No clock, no process.
+
+Fair queueing by virtual time: the tenant that has been served the fewest seconds is next. One that was idle
+starts where the least served of the busy ones is, so that idleness is no credit; one that comes back while
+others are busy keeps what it had. Any tenant therefore has its work done within as many turns of each other
+tenant as it takes itself, and one more, however much the others have waiting.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import math
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from itertools import islice
+from typing import Generic, Protocol, TypeVar
 
-import numpy as np
-
-from appliance.engine.model import FATAL_ERRORS
-from appliance.speech import Cancelled
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator
-
-    from numpy.typing import NDArray
-
-    from appliance.engine.model import SpeechModel
-    from appliance.engine.settings import EngineSettings
-
-T = TypeVar("T")
-PIECE_SAMPLES = 8192
+from appliance.engine.admission import Pace, completion
 
 
-class QueueFullError(Exception):
-    """No place for the request. `retry_after`: whole seconds until there may be one."""
+class Job(Protocol):
+    """One request, as far as it matters here."""
 
-    def __init__(self, retry_after: int) -> None:
-        super().__init__("the engine's queue is full")
-        self.retry_after = retry_after
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
 
-
-class AudioError(Exception):
-    """The model's audio is not fit to be sent; `code` says why."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+    @property
+    def characters(self) -> int:
+        """Length of its text."""
 
 
-@dataclass(frozen=True)
-class Utterance:
-    """What is to be spoken, with which conditioning; `deadline` by time.monotonic()."""
-
-    text: str
-    voice: Any
-    seed: int | None
-    deadline: float
-    abandoned: threading.Event = field(default_factory=threading.Event)
-
-    def over(self) -> bool:
-        """Nobody waits for it any more: its caller has gone or its deadline has passed. For any thread."""
-        return self.abandoned.is_set() or time.monotonic() >= self.deadline
+J = TypeVar("J", bound=Job)
 
 
-class Scheduler:
-    """Lends the model, which lives on a thread of its own, to one utterance after another.
+@dataclass
+class _Share(Generic[J]):
+    """What a tenant has waiting and under way; `used`: seconds that the open batch has had so far."""
 
-    A slow reader does not hold the model: its audio waits in memory, at most `max_audio_seconds` for each of
-    at most `max_streams` streams, and the next utterance is spoken meanwhile.
-    """
+    queue: deque[J] = field(default_factory=deque)
+    batch: list[J] = field(default_factory=list)
+    used: float = 0.0
 
-    def __init__(self, model: SpeechModel, thread: ThreadPoolExecutor, settings: EngineSettings) -> None:
-        self._model = model
-        self._thread = thread
-        self._settings = settings
-        self._max_samples = int(settings.max_audio_seconds * model.sample_rate)
-        self._free = asyncio.Lock()
-        self._waiting = 0
-        self._open = 0
-        self._mean_seconds = 1.0
-        # Resolves, to the reason, when this process must not go on.
-        self.unsafe: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    def characters(self) -> tuple[int, int]:
+        return sum(job.characters for job in self.queue), sum(job.characters for job in self.batch)
 
-    async def speak(self, utterance: Utterance) -> AsyncGenerator[bytes, None]:
-        """Wait for the model and yield s16le pieces of at most PIECE_SAMPLES samples as they are made.
 
-        Closing the generator ends the utterance wherever it is: a waiting one never runs, a running one stops
-        within one decode step. Raises QueueFullError, Cancelled after the deadline, AudioError, and what the
-        model raises.
-        """
-        queue_full = self._waiting >= self._settings.max_queue and (self._waiting or self._free.locked())
-        if queue_full or self._open >= self._settings.max_streams:
-            raise QueueFullError(math.ceil(self._mean_seconds))
-        loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
-        spoken: asyncio.Future[None] | None = None
+class Scheduler(Generic[J]):
+    """Tenants with their queues and open batches, of at most `max_batch` requests each."""
 
-        def put(piece: bytes) -> None:
-            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+    def __init__(self, max_batch: int) -> None:
+        self._max_batch = max_batch
+        self._shares: dict[str, _Share[J]] = {}
+        self._served: dict[str, float] = {}
+        self.pace = Pace()
 
-        self._open += 1
-        try:
-            await self._turn()
-            spoken = loop.run_in_executor(self._thread, self._synthesize, utterance, put)
-            spoken.add_done_callback(partial(self._release, time.monotonic(), pieces))
-            while (piece := await pieces.get()) is not None:
-                yield piece
-            spoken.result()
-        finally:
-            self._open -= 1
-            utterance.abandoned.set()
-            if spoken and not spoken.done():
-                loop.call_later(self._settings.stuck_seconds, self._check_stopped, spoken)
+    @property
+    def waiting(self) -> int:
+        """Requests in no batch yet, of all tenants."""
+        return sum(len(share.queue) for share in self._shares.values())
 
-    async def idle(self, timeout: float) -> bool:
-        """Whether the model has come to rest within `timeout` seconds; it is not lent out again."""
-        try:
-            return await asyncio.wait_for(self._free.acquire(), timeout)
-        except TimeoutError:
+    def waiting_of(self, tenant: str) -> int:
+        """Requests of `tenant` in no batch yet."""
+        return len(self._shares[tenant].queue) if tenant in self._shares else 0
+
+    def add(self, job: J) -> None:
+        """Queue a request."""
+        if job.tenant not in self._shares:
+            floor = min((self._served[busy] for busy in self._shares), default=0.0)
+            if not self._shares:
+                self._served.clear()
+            # Those who would start at the floor anyway need not be remembered.
+            self._served = {
+                tenant: served
+                for tenant, served in self._served.items()
+                if tenant in self._shares or served > floor
+            }
+            self._served.setdefault(job.tenant, floor)
+            self._shares[job.tenant] = _Share()
+        self._shares[job.tenant].queue.append(job)
+
+    def withdraw(self, job: J) -> bool:
+        """Take a request out of its queue. False where it is in no queue, but in a batch or past it."""
+        share = self._shares.get(job.tenant)
+        if share is None or job not in share.queue:
             return False
+        share.queue.remove(job)
+        self._forget_if_idle(job.tenant)
+        return True
 
-    async def _turn(self) -> None:
-        self._waiting += 1
-        try:
-            await self._free.acquire()
-        finally:
-            self._waiting -= 1
+    def drop(self, tenant: str) -> list[J]:
+        """Take all of a tenant's requests out of its queue, and return them."""
+        if tenant not in self._shares:
+            return []
+        dropped = list(self._shares[tenant].queue)
+        self._shares[tenant].queue.clear()
+        self._forget_if_idle(tenant)
+        return dropped
 
-    def _synthesize(self, utterance: Utterance, put: Callable[[bytes], object]) -> None:
-        """Run on the model's thread."""
-        samples = 0
-        if not utterance.over():
-            for audio in self._model.stream(
-                utterance.text, utterance.voice, seed=utterance.seed, cancelled=utterance.over
-            ):
-                samples += len(audio)
-                if samples > self._max_samples:
-                    limit = f"{self._settings.max_audio_seconds:g} seconds"
-                    raise AudioError("audio_too_long", f"the speech is longer than {limit}")
-                for piece in _pcm(audio):
-                    put(piece)
-        # A model that merely stops when told to must not pass for one that has finished.
-        if utterance.over():
-            raise Cancelled
-        if not samples:
-            raise AudioError("audio_empty", "the model made no audio")
+    def order(self) -> list[str]:
+        """Tenants with something to do, the next one first; of equals, who has waited longer."""
+        return sorted(self._shares, key=self._served.__getitem__)
 
-    def _release(
-        self, began: float, pieces: asyncio.Queue[bytes | None], spoken: asyncio.Future[None]
-    ) -> None:
-        self._free.release()
-        pieces.put_nowait(None)
-        self._mean_seconds += 0.2 * (time.monotonic() - began - self._mean_seconds)
-        # Asking for the exception also marks it as seen: asyncio would log that of a caller who has gone.
-        if isinstance(spoken.exception(), FATAL_ERRORS):
-            self._give_up("accelerator_lost")
+    def begin(self, tenant: str) -> list[J]:
+        """Return the batch of `tenant`: the open one, or a new one of those that have waited longest."""
+        share = self._shares[tenant]
+        if not share.batch:
+            share.batch = list(islice(share.queue, self._max_batch))
+            share.used = 0.0
+            for _ in share.batch:
+                share.queue.popleft()
+        return share.batch
 
-    def _check_stopped(self, spoken: asyncio.Future[None]) -> None:
-        if not spoken.done():
-            self._give_up("model_stuck")
+    def charge(self, tenant: str, seconds: float) -> None:
+        """Note that `tenant` has had the model for so long."""
+        self._served[tenant] += seconds
+        share = self._shares.pop(tenant)
+        share.used += seconds
+        self._shares[tenant] = share  # behind all who wait: `order` sorts, and leaves equals as they are
 
-    def _give_up(self, reason: str) -> None:
-        if not self.unsafe.done():
-            self.unsafe.set_result(reason)
+    def end(self, tenant: str, *, learn: bool) -> None:
+        """Close the open batch. With `learn`, all of it was spoken and is an example of the pace."""
+        share = self._shares[tenant]
+        if learn:
+            self.pace.learn(share.used, share.characters()[1])
+        share.batch = []
+        self._forget_if_idle(tenant)
 
+    def seconds(self, tenant: str, characters: int = 0) -> float:
+        """Estimated seconds of the model that `tenant` still needs, with `characters` more."""
+        if tenant not in self._shares:
+            return self.pace.seconds(characters)
+        share = self._shares[tenant]
+        queued, begun = share.characters()
+        return self.pace.seconds(queued + characters) + max(0.0, self.pace.seconds(begun) - share.used)
 
-def _pcm(audio: NDArray[np.float32]) -> Iterator[bytes]:
-    if not np.isfinite(audio).all():
-        raise AudioError("audio_not_finite", "the model's audio is not finite")
-    samples = np.rint(np.clip(audio, -1, 1) * 32767).astype("<i2")
-    for start in range(0, len(samples), PIECE_SAMPLES):
-        yield samples[start : start + PIECE_SAMPLES].tobytes()
+    def completion(self, tenant: str, characters: int) -> float:
+        """Estimated seconds until all of `tenant`, with `characters` more, is spoken."""
+        others = (self.seconds(other) for other in self._shares if other != tenant)
+        return completion(self.seconds(tenant, characters), others)
+
+    def backlog(self) -> float:
+        """Estimated seconds of the model that all tenants need."""
+        return sum(self.seconds(tenant) for tenant in self._shares)
+
+    def _forget_if_idle(self, tenant: str) -> None:
+        share = self._shares[tenant]
+        if not share.queue and not share.batch:
+            del self._shares[tenant]

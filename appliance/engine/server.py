@@ -1,4 +1,4 @@
-"""`testudo-engine`: loads the model, proves that it speaks, serves it on a Unix socket until told to stop."""
+"""`testudo-engine`: a zygote that loads the model, and this process, which serves it until told to stop."""
 
 from __future__ import annotations
 
@@ -6,39 +6,18 @@ import asyncio
 import logging
 import os
 import signal
-import socket
-import stat
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-import grpc
 import structlog
 
-from appliance.engine.engine_pb2_grpc import add_EngineServicer_to_server
-from appliance.engine.model import SpeechModel, load_model, self_test
-from appliance.engine.notify import notify
-from appliance.engine.scheduler import Scheduler
-from appliance.engine.service import EngineService
+from appliance.engine import isolation, zygote
 from appliance.engine.settings import EngineSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from appliance.engine.zygote import Prepare
 
-SERVER_OPTIONS = (
-    ("grpc.max_receive_message_length", 64 * 1024),
-    ("grpc.max_send_message_length", 64 * 1024),
-)
-# A socket is made with 0777 less this: 0660, for the engine and for the group that the API is a member of.
-SOCKET_UMASK = 0o117
-# What the model may take at stop to notice that its request was cancelled: some decode steps.
-REST_SECONDS = 5.0
 log: structlog.stdlib.BoundLogger = structlog.get_logger("testudo.engine")
-
-
-class SocketTakenError(Exception):
-    """The path of the socket belongs to a running process, or is something else than a socket."""
 
 
 def main() -> None:
@@ -46,90 +25,26 @@ def main() -> None:
     sys.exit(run(EngineSettings()))
 
 
-def run(settings: EngineSettings, load: Callable[[EngineSettings], SpeechModel] = load_model) -> int:
-    """Load the model, test it, serve it; returns the exit status: 0 once told to stop, 1 after a failure."""
+def run(settings: EngineSettings, prepare: Prepare | None = None) -> int:
+    """Have the model loaded, test it, serve it; returns the exit status: 0 once told to stop, 1 on failure.
+
+    `prepare` is for `zygote.start`.
+    """
     _log_json()
+    control, child = zygote.start(settings, prepare)
     try:
-        return asyncio.run(_serve(settings, load))
+        isolation.hide_memory()
+        # gRPC is loaded here alone: in the zygote, and so in the workers, there is none.
+        from appliance.engine.front import serve  # noqa: PLC0415
+
+        return asyncio.run(serve(settings, control))
     except Exception:
         log.critical("engine_failed", exc_info=True)
         return 1
-
-
-async def _serve(settings: EngineSettings, load: Callable[[EngineSettings], SpeechModel]) -> int:
-    loop = asyncio.get_running_loop()
-    # One thread for all that the model does, so that torch keeps one pool of workers.
-    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
-    model = await loop.run_in_executor(thread, load, settings)
-    manifest = model.manifest
-    if not manifest.intelligible:
-        log.warning("model_not_intelligible", model=manifest.id, notice=manifest.notice)
-    self_test_seconds = await loop.run_in_executor(thread, self_test, model)
-
-    server, service, scheduler = await listen(model, thread, settings, self_test_seconds)
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    log.info("engine_ready", model=manifest.id, self_test_seconds=round(self_test_seconds, 3))
-    notify("READY=1", f"STATUS=Serving {manifest.id}")
-
-    scheduler.unsafe.add_done_callback(lambda _: stop.set())
-    await stop.wait()
-    service.stopping = True
-    notify("STOPPING=1")
-    if scheduler.unsafe.done():
-        log.critical("engine_unsafe", reason=scheduler.unsafe.result())
-        await server.stop(None)
-        _abandon()
-    log.info("engine_stopping")
-    await server.stop(settings.stop_seconds)
-    if not await scheduler.idle(REST_SECONDS):
-        log.critical("engine_unsafe", reason="model_stuck")
-        _abandon()
-    log.info("engine_stopped")
-    return 0
-
-
-async def listen(
-    model: SpeechModel, thread: ThreadPoolExecutor, settings: EngineSettings, self_test_seconds: float
-) -> tuple[grpc.aio.Server, EngineService, Scheduler]:
-    """Serve `model`, which runs on `thread`, on the socket of the settings. Raises SocketTakenError."""
-    scheduler = Scheduler(model, thread, settings)
-    service = EngineService(model, scheduler, settings, self_test_seconds)
-    server = grpc.aio.server(options=SERVER_OPTIONS)
-    add_EngineServicer_to_server(service, server)
-    _bind(server, settings.socket)
-    await server.start()
-    return server, service, scheduler
-
-
-def _bind(server: grpc.aio.Server, path: Path) -> None:
-    """Bind to `path` alone, which only a dead engine's socket may occupy. Raises SocketTakenError."""
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        pass
-    else:
-        if not stat.S_ISSOCK(mode):
-            raise SocketTakenError(f"{path} is not a socket; remove it or set TESTUDO_ENGINE_SOCKET")
-        with socket.socket(socket.AF_UNIX) as probe:
-            try:
-                probe.connect(str(path))
-            except ConnectionRefusedError:
-                path.unlink()
-            else:
-                raise SocketTakenError(f"another process serves {path}; stop it first")
-    umask = os.umask(SOCKET_UMASK)
-    try:
-        server.add_secure_port(f"unix:{path}", grpc.local_server_credentials(grpc.LocalConnectionType.UDS))
     finally:
-        os.umask(umask)
-
-
-def _abandon() -> None:
-    """Leave with status 1 without waiting for a thread that may never come back; systemd starts afresh."""
-    logging.shutdown()
-    os._exit(1)
+        # It has nothing to save, and the workers die with it.
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def _log_json() -> None:

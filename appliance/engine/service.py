@@ -17,6 +17,7 @@ import structlog
 from appliance.engine.client import BYTES_PER_SAMPLE, CODE_KEY, FIELD_KEY, RETRY_AFTER_KEY
 from appliance.engine.engine_pb2 import (
     Finished,
+    Load,
     Model,
     Started,
     StatusRequest,
@@ -25,14 +26,20 @@ from appliance.engine.engine_pb2 import (
     SynthesizeResponse,
 )
 from appliance.engine.engine_pb2_grpc import EngineServicer
-from appliance.engine.scheduler import AudioError, QueueFullError, Scheduler, Utterance
-from appliance.speech import Cancelled, SpeechError
+from appliance.engine.supervisor import (
+    OverError,
+    QueueFullError,
+    RejectedError,
+    SpeechFailedError,
+    Supervisor,
+    Utterance,
+)
 
 if TYPE_CHECKING:
     from grpc.aio import ServicerContext
 
-    from appliance.engine.model import SpeechModel
     from appliance.engine.settings import EngineSettings
+    from appliance.engine.worker_pb2 import Loaded
 
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/|-]{0,127}")
 log: structlog.stdlib.BoundLogger = structlog.get_logger("testudo.engine")
@@ -61,11 +68,10 @@ class EngineService(EngineServicer):
     """Serves one model. The log names a request by its id and never holds a word of it."""
 
     def __init__(
-        self, model: SpeechModel, scheduler: Scheduler, settings: EngineSettings, self_test_seconds: float
+        self, model: Loaded, supervisor: Supervisor, settings: EngineSettings, self_test_seconds: float
     ) -> None:
         self._model = model
-        self._voices = model.voices()
-        self._scheduler = scheduler
+        self._supervisor = supervisor
         self._settings = settings
         self._self_test_seconds = self_test_seconds
         self.stopping = False
@@ -76,19 +82,21 @@ class EngineService(EngineServicer):
         context: ServicerContext[StatusRequest, StatusResponse],  # noqa: ARG002
     ) -> StatusResponse:
         """Say what is loaded and whether requests are taken."""
-        manifest = self._model.manifest
+        model, supervisor = self._model, self._supervisor
         return StatusResponse(
             ready=not self.stopping,
             self_test_seconds=self._self_test_seconds,
-            model=Model(
-                id=manifest.id,
-                title=manifest.title,
-                notice=manifest.notice,
-                intelligible=manifest.intelligible,
-            ),
-            voices=sorted(self._voices),
-            sample_rate=self._model.sample_rate,
+            model=Model(id=model.id, title=model.title, notice=model.notice, intelligible=model.intelligible),
+            voices=sorted(model.voices),
+            sample_rate=model.sample_rate,
             version=version("testudo"),
+            load=Load(
+                waiting=supervisor.waiting,
+                streams=supervisor.streams,
+                workers=supervisor.workers,
+                worker_bytes=supervisor.worker_bytes,
+                seconds=supervisor.backlog,
+            ),
         )
 
     async def Synthesize(  # type: ignore[override]  # noqa: N802 - gRPC takes a coroutine that writes, too
@@ -127,11 +135,11 @@ class EngineService(EngineServicer):
         remaining: float | None = context.time_remaining()
         limit = self._settings.max_deadline_seconds
         seconds = limit if remaining is None else min(limit, remaining)
-        voice = self._check(request)
+        self._check(request)
         seed = request.seed if request.HasField("seed") else None
-        utterance = Utterance(request.text, voice, seed, time.monotonic() + seconds)
+        utterance = Utterance(request.tenant, request.text, request.voice, seed, time.monotonic() + seconds)
         try:
-            async with asyncio.timeout(seconds), aclosing(self._scheduler.speak(utterance)) as pieces:
+            async with asyncio.timeout(seconds), aclosing(self._supervisor.speak(utterance)) as pieces:
                 async for piece in pieces:
                     if not sent.samples:
                         started = Started(sample_rate=self._model.sample_rate)
@@ -142,22 +150,21 @@ class EngineService(EngineServicer):
         except Exception as error:
             raise _refusal(error) from error
 
-    def _check(self, request: SynthesizeRequest) -> object:
-        """The conditioning of the voice asked for. That the API has checked all this is not relied on."""
+    def _check(self, request: SynthesizeRequest) -> None:
+        """Raise RefusalError for what cannot be spoken. That the API has checked is not relied on."""
         if not IDENTIFIER.fullmatch(request.request_id):
             raise _rejection("request_id", "invalid_request_id", "request_id is not an identifier")
         if not IDENTIFIER.fullmatch(request.tenant):
             raise _rejection("tenant", "invalid_tenant", "tenant is not an identifier")
-        if request.model != self._model.manifest.id:
+        if request.model != self._model.id:
             raise _rejection("model", "unknown_model", "model is not the one that is loaded")
-        if request.voice not in self._voices:
+        if request.voice not in self._model.voices:
             raise _rejection("voice", "unknown_voice", "voice is not one of the model's")
         if not request.text.strip():
             raise _rejection("input", "input_empty", "input is empty")
         limit = self._settings.max_input_characters
         if len(request.text) > limit:
             raise _rejection("input", "input_too_long", f"input is longer than {limit} characters")
-        return self._voices[request.voice]
 
 
 def _rejection(field: str, code: str, message: str) -> RefusalError:
@@ -167,20 +174,20 @@ def _rejection(field: str, code: str, message: str) -> RefusalError:
 
 def _refusal(error: Exception) -> RefusalError:
     match error:
-        case SpeechError():
+        case RejectedError():
             # Speech names its argument; the API's field is called as OpenAI's.
             field = "input" if error.field == "text" else error.field
             return _rejection(field, error.code, str(error))
         case QueueFullError():
             metadata = {RETRY_AFTER_KEY: str(error.retry_after)}
             return RefusalError("busy", grpc.StatusCode.RESOURCE_EXHAUSTED, str(error), metadata=metadata)
-        case TimeoutError() | Cancelled():
+        case TimeoutError() | OverError():
             return RefusalError("deadline", grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
         case grpc.aio.InternalError():
             return RefusalError("cancelled", grpc.StatusCode.CANCELLED, "the caller has gone")
-        case AudioError():
-            return RefusalError("failed", grpc.StatusCode.INTERNAL, str(error), cause=error.code)
+        case SpeechFailedError():
+            return RefusalError("failed", grpc.StatusCode.INTERNAL, str(error), cause=error.cause)
     # Its message is neither sent nor logged: it may quote the text.
     frame = traceback.extract_tb(error.__traceback__)[-1]
     cause = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
-    return RefusalError("failed", grpc.StatusCode.INTERNAL, "the model failed", cause=cause)
+    return RefusalError("failed", grpc.StatusCode.INTERNAL, "the engine failed", cause=cause)

@@ -1,46 +1,94 @@
-"""A model that speaks tones at a set pace, in place of appliance.speech.Synthesizer."""
+"""A model that speaks tones at a set pace, in place of appliance.speech.Synthesizer, and keeps notes.
+
+It lives in workers, so its notes and its gate are files: what it is told to speak goes to a `Journal`, and
+while there is a file beside that, named `closed`, it waits.
+"""
 
 from __future__ import annotations
 
-import threading
+import json
+import mmap
+import os
+import re
+import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
+import torch
 
-from appliance.engine.model import SELF_TEST_TEXT
+from appliance.engine.selftest import TEXT as SELF_TEST_TEXT
 from appliance.speech import PUBLISHED, Cancelled, Manifest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from appliance.speech import SpeechRequest
+
 RATE = 24_000
 STEP_SAMPLES = RATE // 4
 MODEL, VOICE, OTHER_VOICE = "tortoise-double", "demo", "other"
 NOTICE = "This double speaks tones, not words."
+JOURNAL_BYTES = 1 << 20
+
+
+class Journal:
+    """A number of steps and JSON lines in a shared mapping: workers may write no files."""
+
+    HEADER = struct.Struct("QQ")
+
+    def __init__(self, path: Path) -> None:
+        with path.open("r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), JOURNAL_BYTES)
+
+    @classmethod
+    def make(cls, path: Path) -> Journal:
+        path.write_bytes(bytes(JOURNAL_BYTES))
+        return cls(path)
+
+    @property
+    def stepped(self) -> int:
+        return self._header()[0]
+
+    def step(self) -> None:
+        stepped, length = self._header()
+        self.HEADER.pack_into(self._memory, 0, stepped + 1, length)
+
+    def note(self, **entry: Any) -> None:
+        line = json.dumps(entry).encode() + b"\n"
+        stepped, length = self._header()
+        start = self.HEADER.size + length
+        self._memory[start : start + len(line)] = line
+        self.HEADER.pack_into(self._memory, 0, stepped, length + len(line))
+
+    def entries(self) -> list[dict[str, Any]]:
+        lines = self._memory[self.HEADER.size : self.HEADER.size + self._header()[1]]
+        return [json.loads(line) for line in lines.splitlines()]
+
+    def _header(self) -> tuple[int, int]:
+        stepped, length = self.HEADER.unpack_from(self._memory)
+        return stepped, length
 
 
 @dataclass
 class Double:
-    """Speaks `steps` steps of a quarter second, each of which takes `pace` seconds and waits for `gate`.
+    """Speaks steps of a quarter second, each of which takes `pace` seconds for a whole batch.
 
-    `failure` is raised in the second step. Without `heeds` it does not hear `cancelled`. The self-test always
-    has four steps and no failure.
-    `begun` lists the texts it was asked to speak, `stepped` counts the steps of all of them.
+    There are `steps` of them, or as many as a text says that ends like `[20]`. `failure`, a type and its
+    arguments, is met in the second step. Without `heeds` it does not hear `cancelled`. The self-test always
+    has four steps and no failure. Where a text is in `tricks`, that is done first.
     """
 
+    folder: Path
     steps: int = 4
     pace: float = 0.0
-    failure: Exception | None = None
+    failure: tuple[type[Exception], tuple[str, ...]] | None = None
     gain: float = 0.1
     heeds: bool = True
-    begun: list[str] = field(default_factory=list)
-    seeds: list[int | None] = field(default_factory=list)
-    stepped: int = 0
-    gate: threading.Event = field(default_factory=threading.Event)
-    sample_rate: int = RATE
+    tricks: Mapping[str, Callable[[Double], object]] | None = None
     manifest: ClassVar[Manifest] = Manifest.model_construct(
         id=MODEL,
         title="Double",
@@ -54,32 +102,63 @@ class Double:
     )
 
     def __post_init__(self) -> None:
-        self.gate.set()
+        self.journal = Journal(self.folder / "journal")
 
     def voices(self) -> Mapping[str, float]:
         return {VOICE: 220.0, OTHER_VOICE: 330.0}
 
-    def stream(
-        self,
-        text: str,
-        voice: float,
-        *,
-        seed: int | None = None,
-        cancelled: Callable[[], bool] = lambda: False,
-    ) -> Iterator[NDArray[np.float32]]:
-        self.begun.append(text)
-        self.seeds.append(seed)
-        self_test = text == SELF_TEST_TEXT
-        for step in range(4 if self_test else self.steps):
-            while not (self.gate.wait(0.005) or (self.heeds and cancelled())):
-                pass
+    def stream_batch(
+        self, requests: Sequence[SpeechRequest]
+    ) -> Iterator[tuple[int, NDArray[np.float32] | Exception | None]]:
+        texts = [request.text for request in requests]
+        if texts != [SELF_TEST_TEXT]:
+            self.journal.note(pid=os.getpid(), texts=texts, seeds=[request.seed for request in requests])
+        if (self.folder / "broken").exists():
+            raise torch.AcceleratorError("device-side assert")
+        for text in texts:
+            if trick := (self.tricks or {}).get(text):
+                trick(self)
+        left = dict(enumerate(requests))
+        step = 0
+        while left:
+            self._wait(list(left.values()))
             time.sleep(self.pace)
-            if self.heeds and cancelled():
-                raise Cancelled
-            self.stepped += 1
-            if step and self.failure and not self_test:
-                raise self.failure
-            yield tone(step, voice, self.gain)
+            for index, request in list(left.items()):
+                last = self._steps(request.text)
+                if step < last and not (self.heeds and request.cancelled()):
+                    yield index, self._step(step, request)
+                elif step < last:
+                    del left[index]
+                    yield index, Cancelled()
+                if step >= last - 1:
+                    left.pop(index, None)
+                    yield index, None
+            step += 1
+
+    def _step(self, step: int, request: SpeechRequest) -> NDArray[np.float32] | Exception:
+        self.journal.step()
+        if step and self.failure and request.text != SELF_TEST_TEXT:
+            kind, arguments = self.failure
+            try:
+                _fail(kind(*arguments))
+            except kind as error:
+                return error
+        return tone(step, request.voice, self.gain)
+
+    def _steps(self, text: str) -> int:
+        said = re.search(r"\[(\d+)\]$", text)
+        return 4 if text == SELF_TEST_TEXT else int(said[1]) if said else self.steps
+
+    def _wait(self, requests: Sequence[SpeechRequest]) -> None:
+        while (self.folder / "closed").exists():
+            cancelled = [request.cancelled() for request in requests if self.heeds]
+            if cancelled and all(cancelled):
+                return
+            time.sleep(0.002)
+
+
+def _fail(error: Exception) -> NoReturn:
+    raise error
 
 
 def tone(step: int, frequency: float, gain: float = 0.1) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""The package around the process: generated code, settings, what the client loads, when a self-test fails."""
+"""The package around the processes: generated code, settings, what each of them loads."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from engine_double import Double
 from pydantic import ValidationError
 
 from appliance.engine.generate import ROOT, generate
-from appliance.engine.model import SelfTestError, self_test
 from appliance.engine.settings import EngineSettings
 
-GENERATED = ("engine_pb2.py", "engine_pb2.pyi", "engine_pb2_grpc.py", "engine_pb2_grpc.pyi")
+GENERATED = (
+    *(f"{name}.{suffix}" for name in ("engine_pb2", "engine_pb2_grpc") for suffix in ("py", "pyi")),
+    "worker_pb2.py",
+    "worker_pb2.pyi",
+)
 
 
 def test_generated_code_is_fresh(tmp_path: Path) -> None:
@@ -28,13 +30,20 @@ def test_generated_code_is_fresh(tmp_path: Path) -> None:
         )
 
 
-def test_client_loads_no_model() -> None:
+@pytest.mark.parametrize("module", ["client", "front", "server"])
+def test_only_the_zygote_loads_the_model(module: str) -> None:
     code = (
-        "import sys, appliance.engine.client\n"
-        "print({'torch', 'numpy', 'appliance.speech', 'appliance.engine.server'} & set(sys.modules))"
+        f"import sys, appliance.engine.{module}\n"
+        "print({'torch', 'numpy', 'appliance.speech', 'appliance.engine.model'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_workers_have_no_grpc() -> None:
+    code = "import sys, appliance.engine.server, appliance.engine.worker\nprint('grpc' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,13 +60,12 @@ def test_every_setting_is_described() -> None:
     assert all(field.description for field in EngineSettings.model_fields.values())
 
 
-def test_self_test_takes_its_time_and_speaks() -> None:
-    double = Double(pace=0.02)
-    assert self_test(double) >= 4 * 0.02
-    assert double.stepped == 4
+def test_a_tenants_share_is_at_least_one() -> None:
+    settings = EngineSettings(tenant_share=0.25)
+    assert [settings.share(limit) for limit in (0, 1, 4, 32)] == [0, 1, 1, 8]
 
 
-@pytest.mark.parametrize(("gain", "complaint"), [(0.0, "silent"), (float("nan"), "not finite")])
-def test_self_test_fails_what_does_not_speak(gain: float, complaint: str) -> None:
-    with pytest.raises(SelfTestError, match=complaint):
-        self_test(Double(gain=gain))
+def test_memory_of_workers_is_half_of_the_machines_unless_set() -> None:
+    assert EngineSettings(worker_memory_mib=3).worker_bytes == 3 << 20
+    total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
+    assert abs(EngineSettings().worker_bytes - total // 2) < 1 << 20

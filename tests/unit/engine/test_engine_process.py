@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -12,8 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_double import NOTICE, STEP_SAMPLES
-from engine_harness import EngineProcess, answers, eventually, speak
+from engine_double import NOTICE, STEP_SAMPLES, Double
+from engine_harness import EngineProcess, answers, eventually, runs, speak
 
 from appliance.engine.client import (
     EngineCancelled,
@@ -51,7 +55,7 @@ def pending(notices: socket.socket) -> bool:
 
 def test_killed_mid_stream_is_an_error_not_an_end(launch: Launch) -> None:
     engine = launch(steps=1000, pace=0.02)
-    stream = speak(engine.client())
+    stream = speak(engine.client)
     next(stream)
     assert engine.kill(signal.SIGKILL) == -signal.SIGKILL
     with pytest.raises(EngineFailed):
@@ -59,9 +63,11 @@ def test_killed_mid_stream_is_an_error_not_an_end(launch: Launch) -> None:
 
 
 def test_killed_before_speaking_is_unavailable(launch: Launch) -> None:
-    engine = launch(steps=1000, pace=0.3)
-    stream = speak(engine.client())
-    time.sleep(0.1)
+    engine = launch(steps=1000)
+    assert engine.client
+    engine.close_gate()
+    stream = speak(engine.client)
+    assert eventually(lambda: engine.begun == ["Hello there."])
     engine.kill(signal.SIGKILL)
     with pytest.raises(EngineUnavailable):
         next(stream)
@@ -69,7 +75,7 @@ def test_killed_before_speaking_is_unavailable(launch: Launch) -> None:
 
 def test_client_recovers_at_once_after_a_restart(launch: Launch) -> None:
     engine = launch()
-    client = engine.client()
+    client = engine.client
     engine.kill(signal.SIGKILL)
     assert engine.socket.is_socket(), "a killed engine leaves its socket behind"
     # As /readyz does meanwhile: the refusals must not lengthen the way back.
@@ -120,7 +126,7 @@ def test_failed_self_test_is_never_ready(
 
 def test_sigterm_lets_speech_finish_and_takes_no_more(launch: Launch) -> None:
     engine = launch(steps=20, pace=0.05)
-    client = engine.client()
+    client = engine.client
     stream = speak(client)
     first = next(stream)
     assert engine.process.pid
@@ -135,8 +141,8 @@ def test_sigterm_lets_speech_finish_and_takes_no_more(launch: Launch) -> None:
 
 
 def test_sigterm_cancels_what_outlasts_the_grace(launch: Launch) -> None:
-    engine = launch({"TESTUDO_ENGINE_STOP_SECONDS": "0.2"}, steps=1000, pace=0.05)
-    stream = speak(engine.client())
+    engine = launch({"stop_seconds": 0.2}, steps=1000, pace=0.05)
+    stream = speak(engine.client)
     next(stream)
     began = time.monotonic()
     assert engine.kill(signal.SIGTERM) == 0
@@ -146,26 +152,85 @@ def test_sigterm_cancels_what_outlasts_the_grace(launch: Launch) -> None:
     assert [entry["outcome"] for entry in engine.log() if entry["event"] == "request"] == ["stopped"]
 
 
-def test_lost_accelerator_ends_the_process(launch: Launch) -> None:
-    engine = launch(failure=torch.AcceleratorError("device-side assert"))
+def test_accelerator_lost_by_one_worker_is_tried_by_another(launch: Launch) -> None:
+    engine = launch(failure=(torch.AcceleratorError, ("device-side assert",)))
+    with pytest.raises(EngineFailed):
+        list(speak(engine.client))
+    assert b"".join(speak(engine.client, "One step only. [1]")), "the self-test of a new worker has passed"
+    assert [entry["reason"] for entry in engine.log("worker_ended")] == [
+        "retired",
+        "accelerator_lost",
+        "retired",
+    ]
+
+
+def test_accelerator_lost_to_all_ends_the_engine(launch: Launch) -> None:
+    engine = launch(tricks={"Break it.": break_for_good})
     with pytest.raises(EngineError):
-        list(speak(engine.client()))
+        list(speak(engine.client, "Break it."))
     assert engine.exit_status() == 1
-    assert [entry["reason"] for entry in engine.log() if "reason" in entry] == ["accelerator_lost"]
+    assert [entry["reason"] for entry in engine.log("engine_unsafe")] == ["accelerator_lost"]
 
 
-def test_stuck_model_ends_the_process(launch: Launch) -> None:
-    engine = launch({"TESTUDO_ENGINE_STUCK_SECONDS": "0.3"}, steps=10_000, pace=0.01, heeds=False)
-    stream = speak(engine.client())
+def break_for_good(double: Double) -> None:
+    (double.folder / "broken").touch()
+    raise torch.AcceleratorError("device-side assert")
+
+
+def test_lost_zygote_ends_the_engine(launch: Launch) -> None:
+    engine = launch(steps=1000, pace=0.02)
+    stream = speak(engine.client)
     next(stream)
-    stream.cancel()
+    workers = engine.workers()
+    os.kill(engine.zygote(), signal.SIGKILL)
+    with pytest.raises(EngineFailed):
+        list(stream)
     assert engine.exit_status() == 1
-    assert [entry["reason"] for entry in engine.log() if "reason" in entry] == ["model_stuck"]
+    assert [entry["reason"] for entry in engine.log("engine_unsafe")] == ["zygote_lost"]
+    assert len(workers) == 1
+    assert eventually(lambda: not runs(workers[0]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_no_process_survives_the_engine(launch: Launch, number: signal.Signals) -> None:
+    engine = launch({"stop_seconds": 0}, steps=1000, pace=0.02)
+    streams = [speak(engine.client, tenant=tenant) for tenant in ("acme", "globex")]
+    for stream in streams:
+        next(stream)
+    others = [engine.zygote(), *engine.workers()]
+    assert len(others) == 3
+    engine.kill(number)
+    assert eventually(lambda: not any(runs(pid) for pid in others))
+
+
+def test_signals_of_a_terminal_or_of_systemd_are_the_supervisors(launch: Launch) -> None:
+    engine = launch(steps=20, pace=0.02)
+    stream = speak(engine.client)
+    first = next(stream)
+    for pid in (engine.zygote(), *engine.workers()):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(pid, number)
+    assert len(first + b"".join(stream)) == 20 * 2 * STEP_SAMPLES
+
+
+def test_failure_to_load_is_never_ready(tmp_path: Path) -> None:
+    command = Path(sys.executable).with_name("testudo-engine")
+    environment = {
+        "TESTUDO_ENGINE_SOCKET": str(tmp_path / "engine.sock"),
+        "TESTUDO_ENGINE_WEIGHTS": str(tmp_path / "none"),
+    }
+    process = subprocess.run(
+        [command], check=False, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert process.returncode == 1
+    events = [json.loads(line) for line in process.stderr.splitlines()]
+    assert [event["event"] for event in events] == ["zygote_failed", "engine_failed"]
+    assert "manifest.json is missing" in events[0]["exception"]
 
 
 def test_second_engine_leaves_the_first_alone(launch: Launch) -> None:
     first = launch()
-    client = first.client()
+    client = first.client
     second = launch()
     assert second.exit_status() == 1
     assert "another process serves" in second.log()[-1]["exception"]
@@ -181,23 +246,23 @@ def test_what_is_not_a_socket_is_not_removed(launch: Launch, tmp_path: Path) -> 
 
 def test_listens_on_the_unix_socket_alone(launch: Launch) -> None:
     engine = launch()
-    engine.client()
-    process = Path(f"/proc/{engine.process.pid}")
-    own = set()
-    for descriptor in (process / "fd").iterdir():
-        with suppress(FileNotFoundError):  # gRPC opens and closes some all the time
-            own |= set(re.findall(r"socket:\[(\d+)\]", str(descriptor.readlink())))
-    assert own
-    for family in ("tcp", "tcp6", "udp", "udp6", "raw", "raw6"):
-        inodes = {line.split()[9] for line in (process / "net" / family).read_text().splitlines()[1:]}
-        assert not own & inodes, family
+    assert b"".join(speak(engine.client))
+    for pid in (engine.pid(), engine.zygote(), *engine.workers()):
+        process, own = Path(f"/proc/{pid}"), set()
+        for descriptor in (process / "fd").iterdir():
+            with suppress(FileNotFoundError):  # gRPC opens and closes some all the time
+                own |= set(re.findall(r"socket:\[(\d+)\]", str(descriptor.readlink())))
+        assert own
+        for family in ("tcp", "tcp6", "udp", "udp6", "raw", "raw6"):
+            inodes = {line.split()[9] for line in (process / "net" / family).read_text().splitlines()[1:]}
+            assert not own & inodes, family
 
 
 def test_log_is_json_and_holds_no_word_of_the_text(launch: Launch) -> None:
     secrets = ["Marjorie", "angiography"]
     text = " ".join(secrets)
     spoken = launch(steps=40, pace=0.01)
-    client = spoken.client()
+    client = spoken.client
     assert b"".join(speak(client, text, request_id="req-spoken", tenant="cardiology"))
     with pytest.raises(EngineRejected):
         next(speak(client, text, request_id=text))
@@ -209,9 +274,9 @@ def test_log_is_json_and_holds_no_word_of_the_text(launch: Launch) -> None:
         list(stream)
     assert eventually(lambda: "req-left" in spoken.stderr.read_text())
     assert spoken.kill(signal.SIGTERM) == 0
-    failing = launch(failure=KeyError(text))
+    failing = launch(failure=(KeyError, (text,)))
     with pytest.raises(EngineFailed):
-        list(speak(failing.client(), text, request_id="req-failed"))
+        list(speak(failing.client, text, request_id="req-failed"))
     assert failing.kill(signal.SIGTERM) == 0
 
     for word in [*secrets, "cardiology"]:
@@ -232,6 +297,6 @@ def test_log_is_json_and_holds_no_word_of_the_text(launch: Launch) -> None:
 
 def test_log_says_that_the_model_is_not_intelligible(launch: Launch) -> None:
     engine = launch()
-    engine.client()
+    assert engine.client
     warning = next(entry for entry in engine.log() if entry["event"] == "model_not_intelligible")
     assert (warning["level"], warning["notice"]) == ("warning", NOTICE)

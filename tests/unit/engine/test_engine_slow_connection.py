@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from engine_double import Double
-from engine_harness import Serving
+from engine_harness import EngineProcess
 
 from appliance.engine.client import EngineClient
 
@@ -19,9 +18,9 @@ DELAY_SECONDS = 0.4
 
 
 @pytest.fixture
-def slow_path(serve: Callable[..., Serving], tmp_path: Path) -> Iterator[Path]:
+def slow_path(serve: Callable[..., EngineProcess], tmp_path: Path) -> Iterator[Path]:
     """A socket that hands every piece of data on to an engine and back, late."""
-    engine = serve(Double()).settings.socket
+    engine = serve().socket
 
     def copy(source: socket.socket, target: socket.socket) -> None:
         while data := source.recv(65_536):
