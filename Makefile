@@ -5,13 +5,14 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 TARGET ?= local
+BENCH ?= --short
 BIN := .venv/bin
 export ANSIBLE_CONFIG := $(CURDIR)/ansible/ansible.cfg
 molecule: export CONTAINERS_CONF := $(CURDIR)/build/containers.conf
 export ANSIBLE_HOME := $(CURDIR)/build/ansible
 export PATH := $(CURDIR)/$(BIN):/usr/sbin:/sbin:$(PATH)
 
-.PHONY: help setup fmt lint test unit molecule ami image-test check lock docs clean
+.PHONY: help setup fmt lint test unit reference bench molecule ami image-test check lock docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,12 +29,21 @@ lint: setup ## All linters: ruff, mypy, yamllint, ansible-lint, shellcheck, pack
 	pytest tests/repo
 
 unit: setup ## Fast tests only (about a minute)
-	pytest -n 2 --dist loadfile -m "not slow" tests
+	pytest -n 2 --dist loadfile -m "not slow and not reference" tests
 
-test: setup ## All tests that need no boot: linters, unit, API, build isolation, molecule (about 10 min)
-	pytest -n 2 --dist loadfile -m "not slow" tests
-	pytest -m slow tests
+test: setup ## All tests that need no boot: linters, unit, API, equality, build isolation, molecule (about 15 min)
+	tools/reference.sh
+	pytest -n 2 --dist loadfile -m "not slow and not full" tests
+	pytest -m "slow and not full" tests
 	$(MAKE) molecule
+
+reference: setup ## Equality with tortoise-tts 3.0.0 at the published model's size (10 min, 8 GiB of memory)
+	tools/reference.sh
+	pytest -v -m reference tests/reference
+
+bench: setup ## Time the engine against tortoise-tts 3.0.0 (5 min; BENCH=--full for all of it); writes docs/benchmarks.md
+	tools/reference.sh
+	python -m tests.bench $(BENCH)
 
 molecule: setup ## Converge, re-converge and verify every role in a systemd container
 	testudo image container

@@ -97,10 +97,17 @@ def _api_settings() -> str:
     return _settings(ApiSettings)
 
 
+def _equality() -> str:
+    from tests.reference.stages import rows  # noqa: PLC0415 - torch stays out, but tests are no part of tools
+
+    return _table(("Compared", "Tiny", "Full size", "Why it differs"), rows())
+
+
 def _sources() -> dict[Path, dict[str, Callable[[], str]]]:
     sources: dict[Path, dict[str, Callable[[], str]]] = {
         ROOT / "docs/compliance/requirements.md": {"requirements": _requirements},
         ROOT / "docs/api.md": {"problems": _problems},
+        ROOT / "docs/engine.md": {"equality": _equality},
         ROOT / "docs/settings.md": {"engine": _engine_settings, "api": _api_settings},
     }
     for specs in sorted(ROOT.glob("roles/*/meta/argument_specs.yml")):
