@@ -19,6 +19,7 @@ from appliance.speech import Conditioning, SynthesisOptions, Synthesizer, produc
 from appliance.speech.autoregressive import Autoregressive, Draw
 from appliance.speech.clvp import Clvp
 from appliance.speech.diffusion import Diffusion
+from appliance.speech.hifigan import StreamingHifiGan
 from appliance.speech.planning import SpeechRequest
 from appliance.speech.univnet import UnivNet
 from tests.bench.clock import tell, tell_memory, timed
@@ -36,6 +37,15 @@ PARTS = {
     "diffusion": (production, "denoise"),
     "aligning": (Diffusion, "align"),
     "vocoder": (UnivNet, "voice"),
+    "pushes": (StreamingHifiGan, "push"),
+    "ends": (StreamingHifiGan, "finish"),
+}
+# What a step of decoding consists of, by torch's names.
+OPERATIONS = {
+    "products": ("mkldnn::_linear_pointwise", "aten::addmm", "aten::mm"),
+    "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu",),
+    "copies": ("aten::copy_",),
+    "chance": ("aten::exponential_", "aten::topk", "aten::where", "aten::div"),
 }
 
 
@@ -67,6 +77,26 @@ def speak(speech: Synthesizer, voice: Conditioning) -> None:
     spent["diffusion"] += spent.pop("aligning", 0.0)
     for part in ("autoregressive", "clvp", "latents", "diffusion", "vocoder"):
         tell(name=part, value=spent[part])
+
+
+def profile(speech: Synthesizer, voice: Conditioning) -> None:
+    """Tell which operations the decoding of one ranked utterance spends its time in, as shares of it."""
+    drawing = Autoregressive.generate
+    shares: dict[str, float] = defaultdict(float)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            made = drawing(*args, **kwargs)
+        for event in profiler.key_averages():
+            kind = next((kind for kind, names in OPERATIONS.items() if event.key in names), "others")
+            shares[kind] += event.self_cpu_time_total
+        return made
+
+    tell(begin="profile")
+    with patch.object(Autoregressive, "generate", watched):
+        list(speech.stream(TEXT, voice, options=RANKED, seed=SEED))
+    for kind, share in shares.items():
+        tell(name=f"profile_{kind}", value=share / sum(shares.values()))
 
 
 @torch.inference_mode()
@@ -103,10 +133,11 @@ def stream(speech: Synthesizer, voice: Conditioning) -> None:
 def share(speech: Synthesizer, voice: Conditioning, count: int) -> None:
     """Time requests of one tenant that are spoken together."""
     requests = [SpeechRequest(TEXT, voice, STREAMED, SEED + index) for index in range(count)]
-    with timed(f"requests_{count}"):
+    with parts_timed() as spent, timed(f"requests_{count}"):
         for _, made in speech.stream_batch(requests):
             if isinstance(made, Exception):
                 raise made
+    tell(name=f"requests_{count}_hifigan", value=spent["pushes"] + spent["ends"])
 
 
 def main() -> None:
@@ -125,6 +156,7 @@ def main() -> None:
         stream(speech, voice)
         for count in CONCURRENCY:
             share(speech, voice, count)
+        profile(speech, voice)
     tell_memory()
 
 

@@ -35,6 +35,8 @@ FIGURES = {
         "first_audio": 0.5,
         "real_time_factor": 0.8,
         **{f"requests_{count}": 4.0 for count in CONCURRENCY},
+        **{f"requests_{count}_hifigan": 1.0 for count in CONCURRENCY},
+        **{f"profile_{kind}": 0.2 for kind in report.PROFILE},
     },
 }
 FACTS = {"Command": "`python -m tests.bench --short`", "Load before": "0.2"}
