@@ -113,13 +113,13 @@ def reasons(measured: Results) -> str:
     alone, together = ours["requests_1_hifigan"], ours[f"requests_{most}_hifigan"]
     whole = _seconds(ours[f"requests_{most}"])
     bound = most * ours["requests_1"] / (machine["decoding_step_bfloat16"] * CODES + together)
-    return f"""A decoding step of {CANDIDATES} candidates in bf16 is {shares}. Attention
-reads the keys and values of each candidate, which nobody shares. They are kept in fp32: torch attends from one
-query to bfloat16 keys at half that speed.
+    return f"""A decoding step of {CANDIDATES} candidates in bf16 is {shares}.
+Attention reads the keys and values of each candidate, which nobody shares. They are kept in fp32: torch
+attends from one query to bfloat16 keys at half that speed.
 
-HiFi-GAN takes {_seconds(together)} s of the {whole} s of {most} requests, and {_seconds(alone)} s of one alone. It is bound by
-arithmetic, so company makes it no cheaper; only drawing gains. With the codes of all {most} drawn as fast as this
-machine could at all, {bound:.1f}x would be reached."""
+HiFi-GAN takes {_seconds(together)} s of the {whole} s of {most} requests, and {_seconds(alone)} s of one.
+It is bound by arithmetic, so company makes it no cheaper; only drawing gains. With the codes of all {most}
+drawn as fast as this machine could at all, {bound:.1f}x would be reached."""
 
 
 def roofline(measured: Results) -> str:
