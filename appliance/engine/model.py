@@ -21,6 +21,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # which grew a process with the tiny model from 290 to 1440 MiB in 300 requests. Like this it stays at 400.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
+# Weights and caches in pages of 2 MiB: a step reads them from end to end, and takes up to a sixth less time.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # Else the question whether there is a CUDA device is one that no process may fork after.
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 import torch

@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+# The engine says how torch runs, before it is loaded.
+# isort: off
+import appliance.engine.model  # noqa: F401
+
+# isort: on
 import numpy as np
 import torch
 
