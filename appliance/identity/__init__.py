@@ -1,1 +1,1 @@
-"""Who is calling: API keys and the verified principal."""
+"""Who is calling: API keys, ID tokens, identity tokens, roles and the verified principal."""

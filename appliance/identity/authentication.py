@@ -22,11 +22,21 @@ class AuthenticationError(Exception):
 
     `code` is "missing_api_key" where there is no bearer token, and "invalid_api_key" where there is one that
     opens nothing: malformed, unknown, wrong, expired or revoked. Nobody is told which of these it is.
+    A signed token that opens nothing has the code "invalid_token"; its `reason`, a stable word such as
+    "expired" or "wrong_audience", is for our log and ledger and never for the caller.
     """
 
-    def __init__(self, code: str) -> None:
-        super().__init__(code)
+    def __init__(self, code: str, reason: str | None = None) -> None:
+        super().__init__(code if reason is None else f"{code}: {reason}")
         self.code = code
+        self.reason = reason or code
+
+
+class IssuerUnavailableError(AuthenticationError):
+    """The caller may be right, but the keys of its identity provider cannot be had now: 503, not 401."""
+
+    def __init__(self) -> None:
+        super().__init__("identity_provider_unavailable")
 
 
 class Authenticator:

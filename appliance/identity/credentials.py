@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ADMIN_TENANT = "default"
 ADMIN_SUBJECT = "admin"
+MAX_ACTIVE_WHILE_ROTATING = 2
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,34 @@ class Credentials:
             key = ApiKey.generate()
             record = self._record(key, tenant, subject, scopes, lifetime)
             Keyring(keys=(*ring.keys, record)).save(self.keyring)
+            return key, record
+
+    def rotate_key(
+        self, key_id: str, lifetime: timedelta | None, overlap: timedelta
+    ) -> tuple[ApiKey, KeyRecord]:
+        """Give the holder of an active key a new one of the same scopes; the old one ends after `overlap`.
+
+        What is returned is the only copy. Raises KeyringError where the key is not active, or where its
+        subject has two active keys already: a rotation that is not finished, or one that nobody knows of.
+        """
+        with self._locked():
+            ring, now = Keyring.load(self.keyring), utc_now()
+            active = [record for record in ring.keys if record.state(now) == "active"]
+            old = next((record for record in active if record.id == key_id), None)
+            if old is None:
+                raise KeyringError(f"no active key has the id {key_id!r}; `testudo key list` shows all ids")
+            holder = (old.tenant, old.subject)
+            if sum((each.tenant, each.subject) == holder for each in active) >= MAX_ACTIVE_WHILE_ROTATING:
+                raise KeyringError(
+                    f"{old.subject} of {old.tenant} has {MAX_ACTIVE_WHILE_ROTATING} active keys or more; "
+                    "revoke the one that is not in use"
+                )
+            ends = now + overlap
+            ending = old.model_copy(update={"expires": min(ends, old.expires or ends)})
+            key = ApiKey.generate()
+            record = self._record(key, old.tenant, old.subject, old.scopes, lifetime)
+            kept = (ending if each is old else each for each in ring.keys)
+            Keyring(keys=(*kept, record)).save(self.keyring)
             return key, record
 
     def revoke_key(self, key_id: str) -> bool:
