@@ -7,66 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - everyone's name for it
 
 from appliance.speech.attention import AttentionBlock
-from appliance.speech.clvp import Attention, Gate, RootMeanSquareNorm, rotary_angles
 from appliance.speech.config import CvvpConfig
-from appliance.speech.dense import Linear
-
-
-class FeedForward(nn.Module):
-    """The gated perceptron of a layer, as wide as the layer. Identities keep upstream's numbering."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(Gate(dim, dim), nn.Identity(), nn.Identity(), Linear(dim, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the perceptron of x, same shape."""
-        out: Tensor = self.net(x)
-        return out
-
-
-class Residual(nn.ModuleList):
-    """A pre-normalised residual branch."""
-
-    def __init__(self, dim: int, block: nn.Module) -> None:
-        super().__init__([nn.Sequential(RootMeanSquareNorm(dim)), block])
-
-    def forward(self, x: Tensor, *args: Tensor) -> Tensor:
-        """Return x plus the block's output."""
-        norm, block = self
-        out: Tensor = x + block(norm(x), *args)
-        return out
-
-
-class Layers(nn.Module):
-    """Attention and perceptron in turn."""
-
-    def __init__(self, dim: int, depth: int, heads: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList()
-        for _ in range(depth):
-            self.layers += [Residual(dim, Attention(dim, heads)), Residual(dim, FeedForward(dim))]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the hidden states (batch, n, dim) of x."""
-        angles = rotary_angles(x.shape[1], x.device)
-        for attention, perceptron in zip(self.layers[::2], self.layers[1::2], strict=True):
-            x = perceptron(attention(x, angles))
-        return x
-
-
-class Stack(nn.Module):
-    """The layers and the last norm."""
-
-    def __init__(self, dim: int, depth: int, heads: int) -> None:
-        super().__init__()
-        self.attn_layers = Layers(dim, depth, heads)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised hidden states (batch, n, dim) of x."""
-        out: Tensor = self.norm(self.attn_layers(x))
-        return out
+from appliance.speech.transformer import Stack
 
 
 class Encoder(nn.Module):
@@ -74,7 +16,7 @@ class Encoder(nn.Module):
 
     def __init__(self, dim: int, depth: int, heads: int) -> None:
         super().__init__()
-        self.transformer = Stack(dim, depth, heads)
+        self.transformer = Stack(dim, depth, heads, dim, wrapped=False)
         self.pre_combiner = nn.Sequential(
             nn.Conv1d(dim, dim, 1), AttentionBlock(dim, heads), nn.Conv1d(dim, dim, 1)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - everyone's name for it
 Product = Callable[[Tensor], Tensor]
 
 
-class Dense(nn.Module):
+class Dense(nn.Module, ABC):
     """What the layers have in common. `weight` and `bias` have names and shapes of upstream's checkpoint."""
 
     weight: nn.Parameter | None
@@ -31,9 +32,9 @@ class Dense(nn.Module):
         """The type of what `forward` returns."""
         return self._dtype if self.weight is None else self.weight.dtype
 
+    @abstractmethod
     def matrix(self) -> Tensor:
         """Return the weight as (outputs, inputs), a view where possible."""
-        raise NotImplementedError
 
     def use(self, product: Product, dtype: torch.dtype) -> None:
         """Compute with `product`, which returns `dtype`, from now on, and let go of the parameters."""

@@ -284,3 +284,17 @@ def test_importing_and_checking_a_bundle_loads_neither_torch_nor_the_rest() -> N
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["[]", "[]"]
+
+
+def test_speaking_does_not_load_torchs_compiler(bundle: Path) -> None:
+    """Its import took longer than everything else of a start."""
+    program = f"""
+import sys
+from pathlib import Path
+from appliance.speech import Synthesizer
+model = Synthesizer.load(Path({str(bundle)!r}))
+assert sum(map(len, model.stream("Hello.", model.voices()["demo"], seed=0)))
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
