@@ -4,6 +4,7 @@ import pytest
 
 from appliance.identity.principal import Scope
 from appliance.identity.roles import SCOPES, Role, scopes_of
+from appliance.store import tables
 
 
 def test_every_role_is_defined() -> None:
@@ -47,3 +48,8 @@ def test_roles_add_up() -> None:
 def test_the_table_cannot_be_changed() -> None:
     with pytest.raises(TypeError):
         SCOPES[Role.CALLER] = frozenset(Scope)  # type: ignore[index]
+
+
+def test_the_store_has_the_same_roles() -> None:
+    """Neither package may import the other."""
+    assert [role.value for role in tables.Role] == [role.value for role in Role]
