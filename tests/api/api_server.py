@@ -110,7 +110,7 @@ def read_to_end(connection: socket.socket) -> bytes:
     return bytes(received)
 
 
-def until(condition: Callable[[], bool], seconds: float = 5) -> float:
+def until(condition: Callable[[], bool], seconds: float = 20) -> float:
     """Wait for a condition; returns how long it took."""
     began = time.monotonic()
     while not condition():

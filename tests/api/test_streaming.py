@@ -90,7 +90,7 @@ def test_a_broken_stream_is_never_taken_for_a_whole_one(
         connection.sendall(speech_request(key, response_format=name))
         began = time.monotonic()
         received = read_to_end(connection)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 5
     head, _, body = received.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
     assert b"Transfer-Encoding: chunked" in head
@@ -123,14 +123,14 @@ def test_a_caller_who_hangs_up_stops_the_engine_at_once(
     engine.speak = speak_and_wait(gate, first, tone(0.1))
     with server.connect() as connection:
         connection.sendall(speech_request(key, response_format="pcm"))
-        assert engine.called.wait(5)
+        assert engine.called.wait(20)
         if first:
             assert connection.recv(65_536)
         if half:
             connection.shutdown(socket.SHUT_WR)
         else:
             connection.close()
-        assert until(engine.cancelled.is_set) < 0.5
+        assert until(engine.cancelled.is_set) < 2
     assert not gate.is_set()
     line = server.request_line(engine.requests[-1].request_id)
     assert (line["outcome"], line["status"]) == ("client_closed", 200 if first else 499)
@@ -155,7 +155,7 @@ def test_probes_answer_and_streams_are_bounded_while_all_streams_stall(
         began = time.monotonic()
         for path in ("/healthz", "/readyz", "/v1/models"):
             assert client.get(path).status_code == 200
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 3
         refused = client.post(SPEECH, json=BODY)
         assert (refused.status_code, refused.json()["code"]) == (429, "too_many_streams")
         assert f"all {MAX_STREAMS} streams" in refused.json()["detail"]
@@ -184,14 +184,14 @@ def test_callers_who_take_nothing_lose_their_streams(server: ApiServer, engine: 
         assert client.post(SPEECH, json=BODY).status_code == 429
         began = time.monotonic()
         assert client.get("/healthz").status_code == 200
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 3
         outcomes = [server.request_line(request.request_id)["outcome"] for request in engine.requests]
         assert outcomes == ["client_closed"] * MAX_STREAMS
         engine.speak = speak_tone
         assert client.post(SPEECH, json=BODY).status_code == 200
         began = time.monotonic()
         assert client.get("/healthz").status_code == 200
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 3
     for connection in connections:
         assert not read_to_end(connection).endswith(LAST_CHUNK)
         connection.close()
@@ -217,7 +217,7 @@ def test_probes_cannot_take_all_threads_while_the_engine_hangs(
             while time.monotonic() - began < 2.5:
                 asked = time.monotonic()
                 assert client.get("/healthz").status_code == 200
-                assert time.monotonic() - asked < 1
+                assert time.monotonic() - asked < 3
             assert {probe.result() for probe in probes} == {503}
     finally:
         server.stop()

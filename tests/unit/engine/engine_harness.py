@@ -38,7 +38,7 @@ def speak(client: EngineClient, text: str = "Hello there.", **changes: Any) -> S
     return client.synthesize(text=text, **{**request, **changes})
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -63,7 +63,7 @@ class EngineProcess:
     @property
     def client(self) -> EngineClient:
         """A client, once the engine answers."""
-        assert eventually(lambda: answers(self._client), 15), self.stderr.read_text()
+        assert eventually(lambda: answers(self._client), 30), self.stderr.read_text()
         return self._client
 
     @property

@@ -134,7 +134,8 @@ def test_one_batch_speaks_at_a_time_in_order_of_arrival(serve: Serve) -> None:
     streams = []
     for number in range(4):
         streams.append(speak(engine.client, f"Text {number}."))
-        assert eventually(lambda: len(engine.begun) + engine.load.waiting == len(streams))
+        waiting = number
+        assert eventually(lambda waiting=waiting: engine.begun and engine.load.waiting == waiting)
     assert engine.begun == ["Text 0."]
     engine.open_gate()
     assert all(len(b"".join(stream)) == 3 * 2 * STEP_SAMPLES for stream in streams)
@@ -176,7 +177,7 @@ def test_cancel_stops_the_model_within_a_step(serve: Serve) -> None:
     cancelled_at = engine.journal.stepped
     with pytest.raises(EngineCancelled):
         list(stream)
-    assert eventually(lambda: engine.load.seconds == 0 and engine.load.streams == 0, 1)
+    assert eventually(lambda: engine.load.seconds == 0 and engine.load.streams == 0)
     time.sleep(0.1)
     assert engine.journal.stepped <= cancelled_at + 1
 
@@ -225,7 +226,7 @@ def test_deadline_of_caller_and_of_engine_stop_the_model(
     began = time.monotonic()
     with pytest.raises(EngineDeadlineExceeded):
         list(speak(engine.client, deadline=deadline))
-    assert 0.25 < time.monotonic() - began < 2
+    assert 0.25 < time.monotonic() - began < 5
     assert b"".join(speak(engine.client, "Next. [1]"))
     assert engine.journal.stepped < 40
 
@@ -257,7 +258,7 @@ def test_abandoned_read_ends_at_the_deadline(serve: Serve) -> None:
     engine = serve({"max_deadline_seconds": 0.5}, steps=40)
     stream = speak(engine.client)
     next(stream)
-    assert eventually(lambda: engine.load.streams == 0, 3)
+    assert eventually(lambda: engine.load.streams == 0)
     with pytest.raises(EngineDeadlineExceeded):
         list(stream)
 
