@@ -15,13 +15,14 @@ from gunicorn.errors import AppImportError  # type: ignore[import-untyped]
 from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
 from werkzeug.exceptions import HTTPException
 
+from appliance.api import routes  # noqa: F401 - puts the routes on the blueprint
+from appliance.api.blueprint import PUBLIC, REQUIRED_SCOPE, api
 from appliance.api.context import Services, record, services
 from appliance.api.engine import RecentStatus, problem_of_engine
 from appliance.api.jsonbody import StrictRequest
 from appliance.api.logs import configure_logging
 from appliance.api.problems import Problem
 from appliance.api.record import RequestRecord
-from appliance.api.routes import PUBLIC, REQUIRED_SCOPE, api
 from appliance.api.schemas import ProblemDetails, problem_of
 from appliance.api.settings import ApiSettings, SettingsError
 from appliance.engine.client import EngineClient, EngineError

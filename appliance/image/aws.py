@@ -6,8 +6,8 @@ import os
 import shutil
 from dataclasses import dataclass
 
-import boto3  # type: ignore[import-untyped]
-from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+import boto3
+from botocore.exceptions import BotoCoreError
 
 from appliance.image.packer import MODERN, packer_version
 from appliance.image.steps import StepError

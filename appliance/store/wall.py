@@ -19,6 +19,7 @@ from sqlalchemy import (
     TableSample,
     TextClause,
     event,
+    text,
 )
 from sqlalchemy.orm import Session, with_loader_criteria
 
@@ -40,6 +41,16 @@ class TenantSession(Session):
         """Whose session this is."""
         tenant: str = self.info["tenant"]
         return tenant
+
+    def exclusive(self, what: str) -> None:
+        """Wait until no other transaction of this tenant holds `what`; it is held until the end of this one.
+
+        SQLite has no two writers at a time.
+        """
+        connection = super().connection()
+        if connection.dialect.name == "postgresql":
+            lock = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+            connection.execute(lock, {"name": f"testudo:{self.tenant}:{what}"})
 
     def connection(self, *_: object, **__: object) -> NoReturn:
         """Refused: what runs on a bare connection passes no wall on SQLite."""

@@ -27,7 +27,7 @@ from aws_cryptographic_material_providers.mpl.models import (  # type: ignore[im
 )
 from aws_encryption_sdk import CommitmentPolicy, EncryptionSDKClient  # type: ignore[import-untyped]
 from aws_encryption_sdk.identifiers import AlgorithmSuite  # type: ignore[import-untyped]
-from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
+from botocore.exceptions import BotoCoreError, ClientError
 
 from appliance.vault.context import FIELDS
 from appliance.vault.errors import VaultError

@@ -24,7 +24,7 @@ from aws_cryptographic_material_providers.mpl.models import (  # type: ignore[im
     CreateAwsKmsHierarchicalKeyringInput,
     MultiThreadedCache,
 )
-from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
+from botocore.exceptions import BotoCoreError, ClientError
 
 from appliance.vault.envelope import MATERIALS, Envelope
 from appliance.vault.errors import VaultError

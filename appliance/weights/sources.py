@@ -158,8 +158,8 @@ class Bucket:
 
     def __init__(self, address: str) -> None:
         try:
-            import boto3  # type: ignore[import-untyped] # noqa: PLC0415 - needed for this source alone
-            from botocore import exceptions  # type: ignore[import-untyped] # noqa: PLC0415
+            import boto3  # noqa: PLC0415 - needed for this source alone
+            from botocore import exceptions  # noqa: PLC0415
         except ImportError as error:
             raise RequestError(
                 "boto3_missing", "s3:// needs boto3", "Install it: pip install 'testudo[ops]'."

@@ -283,7 +283,7 @@ def test_an_error_of_our_own_tells_nothing(
     def fail(*_: object) -> None:
         raise RuntimeError(SECRET)
 
-    monkeypatch.setattr("appliance.api.routes.CallerConnection", fail)
+    monkeypatch.setattr("appliance.api.routes.speech.CallerConnection", fail)
     check_problem(client.post(SPEECH, json=speech), 500, "internal_error")
     printed = capsys.readouterr()
     assert SECRET not in printed.out + printed.err

@@ -11,8 +11,8 @@ from flask.testing import FlaskClient
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from openapi_spec_validator import validate as validate_openapi
 
+from appliance.api.blueprint import PUBLIC, REQUIRED_SCOPE
 from appliance.api.problems import PROBLEMS
-from appliance.api.routes import PUBLIC, REQUIRED_SCOPE
 from appliance.identity.credentials import Credentials
 from appliance.identity.principal import Scope
 
