@@ -155,7 +155,7 @@ def test_probes_answer_and_streams_are_bounded_while_all_streams_stall(
         began = time.monotonic()
         for path in ("/healthz", "/readyz", "/v1/models"):
             assert client.get(path).status_code == 200
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
         refused = client.post(SPEECH, json=BODY)
         assert (refused.status_code, refused.json()["code"]) == (429, "too_many_streams")
         assert f"all {MAX_STREAMS} streams" in refused.json()["detail"]
@@ -184,14 +184,14 @@ def test_callers_who_take_nothing_lose_their_streams(server: ApiServer, engine: 
         assert client.post(SPEECH, json=BODY).status_code == 429
         began = time.monotonic()
         assert client.get("/healthz").status_code == 200
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
         outcomes = [server.request_line(request.request_id)["outcome"] for request in engine.requests]
         assert outcomes == ["client_closed"] * MAX_STREAMS
         engine.speak = speak_tone
         assert client.post(SPEECH, json=BODY).status_code == 200
         began = time.monotonic()
         assert client.get("/healthz").status_code == 200
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
     for connection in connections:
         assert not read_to_end(connection).endswith(LAST_CHUNK)
         connection.close()
@@ -217,7 +217,7 @@ def test_probes_cannot_take_all_threads_while_the_engine_hangs(
             while time.monotonic() - began < 2.5:
                 asked = time.monotonic()
                 assert client.get("/healthz").status_code == 200
-                assert time.monotonic() - asked < 3
+                assert time.monotonic() - asked < 10
             assert {probe.result() for probe in probes} == {503}
     finally:
         server.stop()

@@ -149,6 +149,8 @@ def test_real_model_is_free_again_at_once_after_a_cancel(engine: Engine) -> None
     text = "One sentence and then the next. " * 100
     with speak(engine.client, text, model="tortoise-tiny", deadline=600) as long:
         next(long)
+    # The news of it comes a moment later, and until then the queue is estimated to be long.
+    assert eventually(lambda: engine.client.status().load.streams == 0)
     assert say(engine, "Hello.", deadline=60)
 
 

@@ -7,7 +7,6 @@ import gzip
 import hashlib
 import os
 import re
-import resource
 import subprocess
 import sys
 import threading
@@ -450,8 +449,10 @@ def test_a_write_that_fails_keeps_what_there_is(
 ) -> None:
     # A limit of the process stands in for a full disk: the system refuses the write in the middle.
     failed = subprocess.run(
-        [TESTUDO, "weights", "fetch", "--pins", published.pins, "--from", mirror.address, "--out", out],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)),
+        [
+            *("prlimit", "--fsize=8192", TESTUDO, "weights", "fetch"),
+            *("--pins", published.pins, "--from", mirror.address, "--out", out),
+        ],
         capture_output=True,
         text=True,
         check=False,
