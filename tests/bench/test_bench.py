@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from appliance.speech import PUBLISHED
 from appliance.speech.networks import Networks
-from tests.bench import report, roofline
+from tests.bench import report, roofline, service
 from tests.bench.plan import CANDIDATES, CODES, CONCURRENCY, SUMMED, TARGETS, total
 
 STAGE = {"conditioning": 2.0, **dict.fromkeys(SUMMED, 10.0), "memory": 4.0}
@@ -88,3 +88,12 @@ def test_the_page_says_what_was_reached_and_what_was_not() -> None:
     assert "one of the 16" not in report.page(FIGURES, FACTS | {"Command": "`python -m tests.bench --full`"})
     assert "not to be quoted" not in page
     assert "not to be quoted" in report.page(FIGURES, FACTS | {"Load before": "5.0"})
+
+
+def test_a_target_of_the_service_says_what_it_wanted() -> None:
+    slow = service.Target("Added", 20.0, 15, "ms", least=False)
+    share = service.Target("Share", 0.64, 0.6, "", least=True)
+    assert (slow.reached, share.reached) == (False, True)
+    page = service.page({"Load": "0"}, {"Rate": "1"}, [slow, share])
+    assert "| Added | ≤ 15 ms | 20.00 ms | **not reached** |" in page
+    assert "| Share | ≥ 0.6 | 0.64 | reached |" in page
