@@ -311,7 +311,7 @@ def page(facts: dict[str, str], rows: dict[str, str], targets: list[Target]) -> 
     lines = [
         "# Benchmarks of the service",
         "",
-        "Written by `make bench-service`; do not edit. One Gunicorn worker and an engine that answers at once;",
+        "Written by `make bench-service`; do not edit. One Gunicorn worker; the engine answers at once;",
         "client, server and peer share the machine's cores.",
         "",
         "|  |  |",
