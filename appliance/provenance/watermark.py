@@ -39,7 +39,7 @@ CHANNELS = 256
 # Frames after one that decide what the network does to it.
 REACH = DEEP_LAYERS * (KERNEL // 2)
 # Frames that are worked on at once: always as many, so that rounding does not depend on how input is cut.
-BLOCK = 5
+BLOCK = 4
 # Samples that a block needs from its first on; a stream never holds back as many.
 LATENCY = (REACH + BLOCK - 1) * HOP + WINDOW
 # Puts the middles of frames where upstream has them, at multiples of a hop, the first before the first sample.
@@ -126,20 +126,20 @@ class Watermark:
     def encode(self, values: Tensor, past: list[Tensor]) -> Tensor:
         """Return what to add to magnitudes, (frames, BINS), REACH frames after those come in.
 
-        `past` holds what each deep layer has to remember, (CHANNELS, KERNEL - 1), and is brought up to date.
+        `past` holds what each deep layer has to remember, (KERNEL - 1, CHANNELS), and is brought up to date.
         """
-        signal = functional.leaky_relu(self._dense(0, values.T))
+        signal = functional.leaky_relu(self._dense(0, values))
         for index, memory in enumerate(past):
-            known = torch.cat([memory, signal], dim=1)
-            past[index] = known[:, -(KERNEL - 1) :]
-            columns = known.unfold(1, KERNEL, 1).transpose(1, 2).flatten(0, 1)
-            signal = functional.leaky_relu(self._dense(1 + index, columns))
-        return self._dense(1 + DEEP_LAYERS, signal).T
+            known = torch.cat([memory, signal])
+            past[index] = known[-(KERNEL - 1) :]
+            rows = known.unfold(0, KERNEL, 1).flatten(1)
+            signal = functional.leaky_relu(self._dense(1 + index, rows))
+        return self._dense(1 + DEEP_LAYERS, signal)
 
-    def _dense(self, layer: int, columns: Tensor) -> Tensor:
+    def _dense(self, layer: int, rows: Tensor) -> Tensor:
         # A convolution of few frames is a product of matrices, and that is what processors are fastest at.
         weight = self._parameters[f"encoder.layers.{layer}.conv.weight"].flatten(1)
-        return torch.addmm(self._parameters[f"encoder.layers.{layer}.conv.bias"][:, None], weight, columns)
+        return functional.linear(rows, weight, self._parameters[f"encoder.layers.{layer}.conv.bias"])
 
     def _decode(self, branch: str, values: Tensor) -> Tensor:
         for index in range(DEEP_LAYERS + 2):
@@ -167,7 +167,7 @@ class WatermarkStream:
         # What the network has taken in and says nothing about yet.
         self._spectrum = torch.zeros(REACH, BINS, dtype=torch.complex64)
         self._heard = torch.zeros(REACH, dtype=torch.bool)
-        self._past = [torch.zeros(CHANNELS, KERNEL - 1) for _ in range(DEEP_LAYERS)]
+        self._past = [torch.zeros(KERNEL - 1, CHANNELS) for _ in range(DEEP_LAYERS)]
         self._tail = torch.zeros(WINDOW - HOP)
 
     def push(self, samples: Samples) -> Samples:
