@@ -2,8 +2,8 @@
 
 The network is that of resemble-perth 1.0.1 (https://github.com/resemble-ai/Perth, MIT) with its weights. It
 changes the magnitudes below 2 kHz of a spectrogram whose frames are 64 ms long and 10 ms apart. Perth takes
-it at 32 kHz; taken at the engine's 24 kHz with frames of the same length in seconds, the bins are the same, so
-nothing is resampled: only the difference is synthesised, and added to samples that are otherwise untouched.
+it at 32 kHz. At the engine's 24 kHz, frames of the same length in seconds have the same bins, so nothing is
+resampled: only the difference is synthesised, and added to samples that are otherwise untouched.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ REACH = DEEP_LAYERS * (KERNEL // 2)
 BLOCK = 4
 # Samples that a block needs from its first on; a stream never holds back as many.
 LATENCY = (REACH + BLOCK - 1) * HOP + WINDOW
-# Puts the middles of frames where upstream has them, at multiples of a hop, the first before the first sample.
+# Puts the middles of frames where upstream has them, at multiples of a hop; silence comes first.
 LEAD = WINDOW // 2 + 3 * HOP
 # Upstream's magnitudes are of 2048 samples a frame, ours of 1536.
 GAIN = 2048 / WINDOW
@@ -55,7 +55,6 @@ QUIETEST = 0.04
 # Full scale is 1; what is beyond this is a fault of whoever made it.
 LOUDEST = 1e4
 BRANCHES = {"slow": 1.25, "normal": 1.0, "fast": 0.75}
-
 
 
 class Watermark:
@@ -88,7 +87,7 @@ class Watermark:
 
     @torch.inference_mode()
     def detect(self, samples: Samples, rate: int) -> float:
-        """Return how sure the network is, 0 to 1, that mono samples at `rate` Hz are marked; 0 for silence."""
+        """Return how sure the network is, 0 to 1, that mono samples at `rate` Hz are marked. Silence: 0."""
         clean = _finite(samples)
         if rate != SAMPLE_RATE:
             clean = soxr.resample(clean, rate, SAMPLE_RATE).astype(np.float32)
@@ -113,11 +112,13 @@ class Watermark:
 
     def spectrum(self, samples: Tensor) -> Tensor:
         """Return the marked bins of every whole frame: (frames, BINS), complex."""
-        return torch.fft.rfft(samples.unfold(0, WINDOW, HOP) * self._window)[:, :BINS]
+        spectrum: Tensor = torch.fft.rfft(samples.unfold(0, WINDOW, HOP) * self._window)[:, :BINS]
+        return spectrum
 
     def synthesise(self, spectrum: Tensor) -> Tensor:
         """Return frames, ready to be added up where they overlap, of (frames, BINS)."""
-        return torch.fft.irfft(spectrum, n=WINDOW) * self._window
+        frames: Tensor = torch.fft.irfft(spectrum, n=WINDOW) * self._window
+        return frames
 
     def level(self, added: Tensor) -> Tensor:
         """Undo the windows in BLOCK hops of added frames."""
