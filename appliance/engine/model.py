@@ -6,7 +6,6 @@ import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
@@ -30,7 +29,10 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 import torch
 
+from appliance.provenance.errors import ProvenanceError
+from appliance.provenance.watermark import Watermark as PerthWatermark
 from appliance.speech import BundleError, Synthesizer, read_manifest, verify_files
+from appliance.speech.bundle import WATERMARK
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
 # After these the accelerator's context is lost to the process.
 FATAL_ERRORS: tuple[type[BaseException], ...] = (torch.AcceleratorError,)
 
-WATERMARK = "watermark.safetensors"
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("testudo.engine")
 
@@ -138,7 +139,7 @@ def prepare(settings: EngineSettings) -> Prepared:
             torch.set_num_threads(threads)
             return Synthesizer.load(settings.weights, device=device, dtype=settings.dtype, verify=False)
 
-        return Prepared(manifest, load, load_watermark(settings.weights, manifest), in_host_memory=False)
+        return Prepared(manifest, load, load_watermark(settings.weights), in_host_memory=False)
     model = Synthesizer.load(settings.weights, device=device, dtype=settings.dtype)
     # The bundle's own voices are no tenant's: heard once, here, for all.
     model.voices()
@@ -147,15 +148,15 @@ def prepare(settings: EngineSettings) -> Prepared:
         torch.set_num_threads(threads)
         return model
 
-    return Prepared(model.manifest, wake, load_watermark(settings.weights, model.manifest))
+    return Prepared(model.manifest, wake, load_watermark(settings.weights))
 
 
-def load_watermark(bundle: Path, manifest: Manifest) -> Watermark:
-    """Load the watermark of a verified bundle. Raises BundleError where there is none."""
-    if WATERMARK not in {file.path for file in manifest.files}:
-        raise BundleError(f"{bundle} lists no {WATERMARK}, and nothing is spoken without a watermark")
-    loaded: Watermark = import_module("appliance.provenance.watermark").Watermark.load(bundle / WATERMARK)
-    return loaded
+def load_watermark(bundle: Path) -> Watermark:
+    """Load the watermark of a verified bundle. Raises BundleError: nothing is spoken without one."""
+    try:
+        return PerthWatermark.load(bundle / WATERMARK)
+    except ProvenanceError as error:
+        raise BundleError(f"{error}; nothing is spoken without a watermark") from None
 
 
 def _may_write_code() -> bool:
