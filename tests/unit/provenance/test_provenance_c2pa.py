@@ -193,9 +193,7 @@ def _remote(authority: LocalAuthority, address: str) -> bytes:
     with (
         library.Context(settings) as context,
         library.Builder(c2pa._definition(CLAIM), context=context) as builder,
-        library.Signer.from_callback(
-            authority.sign, library.C2paSigningAlg.ES256, authority.chain
-        ) as signer,
+        library.Signer.from_callback(authority.sign, library.C2paSigningAlg.ES256, authority.chain) as signer,
     ):
         builder.set_no_embed()
         builder.set_remote_url(address)
@@ -204,7 +202,9 @@ def _remote(authority: LocalAuthority, address: str) -> bytes:
 
 
 def test_torch_is_not_needed_to_sign_and_examine() -> None:
-    code = "import sys, appliance.provenance.c2pa, appliance.provenance.verify; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, appliance.provenance.c2pa, appliance.provenance.verify; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -212,7 +212,7 @@ def test_torch_is_not_needed_to_sign_and_examine() -> None:
     ("score", "verdict"),
     [
         (0.95, Watermark.FOUND),
-        (0.8, Watermark.FOUND),
+        (0.7, Watermark.FOUND),
         (0.5, Watermark.INCONCLUSIVE),
         (0.1, Watermark.NOT_FOUND),
         (float("nan"), Watermark.INCONCLUSIVE),
@@ -231,11 +231,14 @@ def test_a_report_says_what_the_score_means(
     )
 
 
-def test_nothing_is_said_of_short_clips_silence_or_other_formats(authority: LocalAuthority) -> None:
+def test_nothing_is_said_of_clips_that_are_short_silent_or_without_the_band(
+    authority: LocalAuthority,
+) -> None:
     def never(*_: object) -> float:
         raise AssertionError
 
-    for clip in (TONE[:RATE], np.zeros_like(TONE), TONE[:0]):
+    high = np.sin(np.arange(4 * RATE) * (2 * np.pi * 4000 / RATE)).astype(np.float32)
+    for clip in (TONE[:RATE], np.zeros_like(TONE), TONE[:0], high, TONE * np.float32(np.nan)):
         report = examine(spoken("aac"), clip, RATE, never, authority.root)
         assert (report.watermark, report.score) == (Watermark.INCONCLUSIVE, None)
         assert report.manifest == Manifest.ABSENT
