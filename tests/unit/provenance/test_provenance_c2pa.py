@@ -113,7 +113,7 @@ def test_a_signer_that_fails_is_an_error(authority: LocalAuthority) -> None:
         public_key = authority.public_key
 
         def sign(self, message: bytes) -> bytes:
-            raise OSError("secret detail")
+            raise OSError("secret detail", len(message))
 
     with pytest.raises(ProvenanceError) as failed:
         ManifestSigner(Away(), authority.chain).sign(spoken("wav"), "wav", CLAIM)
@@ -231,7 +231,7 @@ def test_a_report_says_what_the_score_means(
     )
 
 
-def test_nothing_is_said_of_clips_that_are_short_silent_or_without_the_band(
+def test_nothing_is_said_of_short_silent_or_high_clips(
     authority: LocalAuthority,
 ) -> None:
     def never(*_: object) -> float:
