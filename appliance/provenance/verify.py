@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# Below this level, -60 dB, a clip is silence.
+# The network says anything of a clip that has next to nothing, -60 dB, where the mark would be.
+BAND_HZ = 2000
 SILENCE = 1e-3
 
 
@@ -83,7 +84,7 @@ def examine(
 def _watermark(
     samples: NDArray[np.float32], rate: int, detect: Callable[[NDArray[np.float32], int], float]
 ) -> tuple[Watermark, float | None]:
-    if len(samples) < SHORTEST_SECONDS * rate or not np.abs(samples).max() > SILENCE:
+    if len(samples) < SHORTEST_SECONDS * rate or not _level(samples, rate) > SILENCE:
         return Watermark.INCONCLUSIVE, None
     score = detect(samples, rate)
     if not math.isfinite(score):
@@ -91,6 +92,12 @@ def _watermark(
     if score >= FOUND:
         return Watermark.FOUND, score
     return (Watermark.NOT_FOUND if score <= NOT_FOUND else Watermark.INCONCLUSIVE), score
+
+
+def _level(samples: NDArray[np.float32], rate: int) -> float:
+    # By Parseval's theorem: the root mean square of what lies below BAND_HZ. NaN where a sample is none.
+    spectrum = np.fft.rfft(samples)[1 : len(samples) * BAND_HZ // rate]
+    return float(np.sqrt(2 * np.sum(np.abs(spectrum) ** 2)) / len(samples))
 
 
 def _credentials(audio: bytes, roots: str) -> Credentials | None:

@@ -168,10 +168,9 @@ def test_ours_does_what_upstream_does(watermark: Watermark, upstream: Any) -> No
         ours = mark(watermark, samples)
         middle = slice(SAMPLE_RATE // 2, len(theirs) - SAMPLE_RATE // 2)
         added = (theirs - samples[: len(theirs)])[middle], (ours - samples)[middle]
-        # What resampling there and back loses is part of theirs: it lies above the mark.
-        low = [np.abs(np.fft.rfft(part))[: len(part) // 12] for part in added]
+        # Theirs also has what resampling there and back loses, but that lies above the mark.
+        low = [np.fft.irfft(np.fft.rfft(part)[: len(part) * 2000 // SAMPLE_RATE]) for part in added]
         assert np.corrcoef(*low)[0, 1] > 0.99
-        assert np.corrcoef(*added)[0, 1] > 0.9
         for clip in (samples, ours, theirs):
             score = float(upstream.get_watermark(clip, SAMPLE_RATE, round=False))
             assert watermark.detect(clip, SAMPLE_RATE) == pytest.approx(score, abs=0.1)
