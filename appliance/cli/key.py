@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from appliance.identity.credentials import Credentials
 from appliance.identity.keyring import Keyring, KeyringError, utc_now
 from appliance.identity.principal import Scope
+from appliance.vault.errors import VaultError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +29,7 @@ DEFAULT_DIRECTORY = Path("/var/lib/testudo/credentials")
 def bootstrap(directory: Directory = DEFAULT_DIRECTORY) -> None:
     """Make the pepper, the admin key and the keyring where they are missing. Never prints the key."""
     credentials = Credentials(directory)
-    with _explained():
+    with explained():
         made = credentials.bootstrap()
     for path in made:
         typer.echo(f"made {path}")
@@ -47,7 +48,7 @@ def create(
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
     """Add a key and print it, once: only its hash is kept."""
-    with _explained():
+    with explained():
         key, record = Credentials(directory).create_key(
             tenant, subject, frozenset(scope), timedelta(days=expires_days)
         )
@@ -58,7 +59,7 @@ def create(
 @app.command(name="list")
 def list_keys(directory: Directory = DEFAULT_DIRECTORY) -> None:
     """List all keys, tab-separated: id, state, tenant, subject, scopes, created, expires."""
-    with _explained():
+    with explained():
         ring = Keyring.load(Credentials(directory).keyring)
     for key in ring.keys:
         expires = key.expires.isoformat() if key.expires else "never"
@@ -72,7 +73,7 @@ def revoke(
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
     """Make a key open nothing any more."""
-    with _explained():
+    with explained():
         changed = Credentials(directory).revoke_key(key_id)
     typer.echo(
         f"revoked {key_id}. {RESTART}" if changed else f"{key_id} is already revoked; nothing was changed"
@@ -80,11 +81,11 @@ def revoke(
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """End the command with one line that says what to do, without a traceback."""
     try:
         yield
-    except KeyringError as error:
+    except (KeyringError, VaultError) as error:
         message = str(error)
     except ValidationError as error:
         fields = ", ".join(str(fault["loc"][0]) for fault in error.errors())
