@@ -64,7 +64,8 @@ def serve(connection: socket.socket, peer: int, place: Confinement) -> None:
     """Answer one question of user `peer`; whoever else asks, and whatever is no question, gets no answer."""
     if _user(connection) != peer:
         return
-    with contextlib.suppress(OSError, ValueError, wire.ClosedError):
+    # A peer who goes away or speaks another language is nothing to report; a fault of this unit is.
+    with contextlib.suppress(TimeoutError, ConnectionError, ValueError, wire.ClosedError):
         deadline = time.monotonic() + TRANSFER_SECONDS
         wire.send(connection, wire.GREETING, deadline)
         step, upload = _question(connection, deadline)
