@@ -6,50 +6,22 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from appliance.cli.state import ACTOR, AsJson, explained, opened, show
+from appliance.cli.state import ACTOR, AsJson, opened, show
 from appliance.identity.principal import Scope
 
 if TYPE_CHECKING:
     from appliance.identity.apikey import ApiKey
     from appliance.tenancy.keys import KeyInfo
 
-app = typer.Typer(help="API keys: make the first one, add, rotate, revoke, list.", no_args_is_help=True)
+app = typer.Typer(help="API keys: add, rotate, revoke, list.", no_args_is_help=True)
 
-Directory = Annotated[Path, typer.Option("--dir", help="The credentials folder.", file_okay=False)]
-DEFAULT_DIRECTORY = Path("/var/lib/testudo/credentials")
 KeyId = Annotated[str, typer.Argument(help="The 12 hex digits between `tsk_` and the secret.")]
 Days = Annotated[int, typer.Option(help="Days until the key expires.", min=1, max=3650)]
 COLUMNS = ("id", "state", "tenant", "subject", "scopes", "created_at", "expires_at")
-
-
-@app.command()
-def bootstrap(directory: Directory = DEFAULT_DIRECTORY) -> None:
-    """Make what is missing of pepper, admin key, keyring, root key and signing key. Prints none of them."""
-    from appliance.identity.credentials import Credentials
-    from appliance.vault.root_key import RootKeyFile
-    from appliance.vault.signing import LocalSigner
-
-    credentials = Credentials(directory)
-    root, signing = directory / "root.key", directory / "signing.key"
-    with explained():
-        made = list(credentials.bootstrap())
-        if not root.exists():
-            RootKeyFile(root).create()
-            made.append(root)
-        if not signing.exists():
-            LocalSigner.create(signing)
-            made.append(signing)
-    for path in made:
-        typer.echo(f"made {path}")
-    if not made:
-        typer.echo(f"{directory} is complete; nothing was changed")
-    if credentials.admin_key.exists():
-        typer.echo(f"The admin key lies in {credentials.admin_key}, readable by its owner only.")
 
 
 @app.command()

@@ -95,7 +95,7 @@ class Credentials:
             descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise KeyringError(
-                f"cannot open {self.directory} ({error.strerror}); make it with `testudo key bootstrap --dir`"
+                f"cannot open {self.directory} ({error.strerror}); make it with `testudo credentials --dir`"
             ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -32,7 +32,7 @@ def settings(
 ) -> TenancySettings:
     """A machine whose credentials are made and whose database is empty."""
     folder = tmp_path / "credentials"
-    result = CliRunner().invoke(app, ["key", "bootstrap", "--dir", str(folder)])
+    result = CliRunner().invoke(app, ["credentials", "--dir", str(folder)])
     assert result.exit_code == 0, result.output
     values = {
         "OBJECTS": tmp_path / "objects",

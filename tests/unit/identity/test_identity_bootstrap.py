@@ -1,4 +1,4 @@
-"""`testudo key bootstrap`, as a machine runs it at its first boot."""
+"""`testudo credentials`, as a machine runs it at its first boot."""
 
 import stat
 import threading
@@ -20,8 +20,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "credentials"
 
 
-def run(folder: Path, *arguments: str, status: int = 0) -> Result:
-    result = CliRunner().invoke(app, ["key", *arguments, "--dir", str(folder)])
+def run(folder: Path, status: int = 0) -> Result:
+    result = CliRunner().invoke(app, ["credentials", "--dir", str(folder)])
     assert result.exit_code == status, result.output
     assert "Traceback" not in result.output
     return result
@@ -42,7 +42,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int, int]]:
 
 
 def test_bootstrap(folder: Path) -> None:
-    result = run(folder, "bootstrap")
+    result = run(folder)
     files = contents(folder)
     assert {name: mode for name, (_, mode, _) in files.items()} == {
         "pepper": 0o400,
@@ -63,43 +63,43 @@ def test_bootstrap(folder: Path) -> None:
 
 
 def test_bootstrap_again_changes_nothing_and_says_so(folder: Path) -> None:
-    run(folder, "bootstrap")
+    run(folder)
     before = contents(folder)
-    assert "nothing was changed" in run(folder, "bootstrap").output
+    assert "nothing was changed" in run(folder).output
     assert contents(folder) == before
 
 
 def test_bootstrap_does_not_bring_back_an_admin_key_that_was_taken_away(folder: Path) -> None:
-    run(folder, "bootstrap")
+    run(folder)
     (folder / "admin.key").unlink()
-    assert "admin.key" not in run(folder, "bootstrap").output
+    assert "admin.key" not in run(folder).output
     assert not (folder / "admin.key").exists()
 
 
 @pytest.mark.parametrize("present", [["pepper"], ["pepper", "admin.key"]])
 def test_bootstrap_finishes_a_run_that_was_cut_short(folder: Path, present: list[str]) -> None:
-    run(folder, "bootstrap")
+    run(folder)
     before = contents(folder)
     for path in folder.iterdir():
         if path.name not in present:
             path.unlink()
-    run(folder, "bootstrap")
+    run(folder)
     for name in present:
         assert contents(folder)[name] == before[name]
     assert principal_of(folder, (folder / "admin.key").read_text().strip()).subject == "admin"
 
 
 def test_bootstrap_without_the_pepper_of_a_keyring(folder: Path) -> None:
-    run(folder, "bootstrap")
+    run(folder)
     (folder / "pepper").unlink()
-    assert "restore it from a backup" in run(folder, "bootstrap", status=1).output
+    assert "restore it from a backup" in run(folder, status=1).output
     assert not (folder / "pepper").exists()
 
 
 def test_bootstrap_with_rubbish_for_an_admin_key(folder: Path) -> None:
     folder.mkdir()
     (folder / "admin.key").write_text("rubbish")
-    assert "remove it and run this again" in run(folder, "bootstrap", status=1).output
+    assert "remove it and run this again" in run(folder, status=1).output
 
 
 def test_bootstraps_at_once_make_one_key(folder: Path) -> None:
@@ -113,7 +113,7 @@ def test_bootstraps_at_once_make_one_key(folder: Path) -> None:
 
 
 def test_bootstrap_does_not_replace_an_unreadable_keyring(folder: Path) -> None:
-    run(folder, "bootstrap")
+    run(folder)
     (folder / "keyring.json").write_text("{}x")
-    assert "restore it from a backup" in run(folder, "bootstrap", status=1).output
+    assert "restore it from a backup" in run(folder, status=1).output
     assert (folder / "keyring.json").read_text() == "{}x"
