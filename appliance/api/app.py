@@ -20,7 +20,6 @@ from appliance.api.blueprint import PUBLIC, REQUIRED_SCOPE, api
 from appliance.api.context import Services, record, services
 from appliance.api.engine import RecentStatus, problem_of_engine
 from appliance.api.jsonbody import StrictRequest
-from appliance.api.logs import configure_logging
 from appliance.api.problems import Problem
 from appliance.api.record import RequestRecord
 from appliance.api.schemas import ProblemDetails, problem_of
@@ -28,6 +27,7 @@ from appliance.api.settings import ApiSettings, SettingsError
 from appliance.engine.client import EngineClient, EngineError
 from appliance.identity.authentication import AuthenticationError, Authenticator
 from appliance.identity.keyring import KeyringError, utc_now
+from appliance.logs import configure_logging
 
 if TYPE_CHECKING:
     from typing import NoReturn

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from appliance.api.audio import FORMATS
 from appliance.api.problems import PROBLEMS, Problem
+from appliance.audio import FORMATS
 
 if TYPE_CHECKING:
     from pydantic import ValidationError

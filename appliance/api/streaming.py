@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from appliance.api.audio import BYTES_PER_SAMPLE
 from appliance.api.engine import problem_of_engine
+from appliance.audio import BYTES_PER_SAMPLE
 from appliance.engine.client import EngineCancelled, EngineError, EngineFailed
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from appliance.api.audio import Encoder
     from appliance.api.connection import CallerConnection
     from appliance.api.record import RequestRecord
+    from appliance.audio import Encoder
     from appliance.engine.client import SpeechStream
 
 

@@ -16,7 +16,7 @@ import pytest
 from api_server import BODY as FAKE_BODY
 from api_server import ApiServer, until
 
-from appliance.api.audio import FORMATS
+from appliance.audio import FORMATS
 from appliance.engine.client import EngineClient, EngineError
 from appliance.identity.credentials import Credentials
 

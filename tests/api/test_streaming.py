@@ -28,7 +28,7 @@ from fake_engine import (
     tone,
 )
 
-from appliance.api.audio import FORMATS
+from appliance.audio import FORMATS
 from appliance.engine.engine_pb2 import SynthesizeRequest, SynthesizeResponse
 from appliance.identity.credentials import Credentials
 

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from flask import Response, request
 from flask_openapi.models.tag import Tag
 
-from appliance.api.audio import FORMATS
 from appliance.api.blueprint import (
     BEARER,
     BODY_PROBLEMS,
@@ -24,6 +23,7 @@ from appliance.api.engine import RETRY_SECONDS
 from appliance.api.problems import Problem, documented
 from appliance.api.schemas import SpeechRequest
 from appliance.api.streaming import SpeechBody, encode
+from appliance.audio import FORMATS
 from appliance.identity.principal import Scope
 
 SPEECH_PROBLEMS = (
