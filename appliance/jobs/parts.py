@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from appliance.jobs.errors import RefusedError
+from appliance.store.ids import ID
 
 if TYPE_CHECKING:
     from appliance.engine.client import SpeechStream
     from appliance.identity.principal import Principal
     from appliance.tenancy.house import Tenancy
 
-VOICE_PREFIX = "voice_"
+
+def is_tenants_voice(voice: str) -> bool:
+    """Whether a voice is named by the id of one of the tenant's; else it may be one of the model's."""
+    return voice.startswith("voice_") and ID.fullmatch(voice) is not None
 
 
 class Permit(Protocol):
@@ -77,7 +81,7 @@ class BuiltInVoices:
 
     def admit(self, _tenancy: Tenancy, _principal: Principal, voice: str) -> Permit:
         """Refuse whatever looks like a tenant's voice."""
-        if voice.startswith(VOICE_PREFIX):
+        if is_tenants_voice(voice):
             raise RefusedError("unknown_voice")
         return BuiltInVoice(voice)
 

@@ -11,6 +11,7 @@ from appliance.jobs.errors import JobError
 from appliance.jobs.payload import Payload
 from appliance.store import queue
 from appliance.store.errors import ObjectMissingError
+from appliance.store.ids import ID
 from appliance.store.tables import Job, JobState, Speech
 from appliance.vault.errors import VaultError
 
@@ -84,7 +85,7 @@ def page(tenancy: Tenancy, principal: Principal, *, limit: int, after: str | Non
     )
     with tenancy.store.session(principal.tenant, read_only=True) as session:
         if after is not None:
-            last = session.get(Job, (principal.tenant, after))
+            last = session.get(Job, (principal.tenant, _id(after)))
             if last is None:
                 raise JobError("invalid_cursor", "after must be the id of a job")
             statement = statement.where(
@@ -130,12 +131,17 @@ def cancel(tenancy: Tenancy, principal: Principal, job: str) -> SpeechJob:
     return _seen(tenancy, row, speech)
 
 
+def _id(given: str) -> str:
+    """What a caller gave as an id, fit for every database: PostgreSQL knows no NUL."""
+    return given if ID.fullmatch(given) else ""
+
+
 def _find(session: TenantSession, job: str) -> tuple[Job, Speech | None]:
     """The row of a job and its result. One statement, whether the job is another tenant's or nobody's."""
     found = session.execute(
         select(Job, Speech)
         .outerjoin(Speech, and_(Speech.tenant_id == Job.tenant_id, Speech.job_id == Job.id))
-        .where(Job.id == job)
+        .where(Job.id == _id(job))
         .execution_options(populate_existing=True)
     ).one_or_none()
     if found is None:

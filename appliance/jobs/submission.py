@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
 from appliance.jobs.errors import JobError
-from appliance.jobs.parts import VOICE_PREFIX
+from appliance.jobs.parts import is_tenants_voice
 from appliance.jobs.payload import Payload
 from appliance.jobs.reading import SpeechJob, get
 from appliance.store import idempotency
@@ -21,9 +21,12 @@ from appliance.store.ids import new_id
 from appliance.store.tables import Job, JobState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from appliance.identity.principal import Principal
     from appliance.jobs.parts import Gate
     from appliance.jobs.payload import SpeechOrder
+    from appliance.store.wall import TenantSession
     from appliance.tenancy.house import Tenancy
 
 KEY_LIFETIME = timedelta(hours=24)
@@ -58,12 +61,14 @@ def submit(
     gate: Gate,
     bell: Bell | None = None,
     deduplicate: bool = True,
+    charge: Callable[[TenantSession], None] | None = None,
 ) -> Submitted:
     """Keep an order as a job, durably when this returns.
 
     `idempotency_key` (draft-ietf-httpapi-idempotency-key-header-07), opaque and the caller's own, makes it
     one job for 24 hours. Without a key the same order of the same caller is one job for 20 seconds, unless
-    `deduplicate` is false.
+    `deduplicate` is false. `charge` is called for a new job, in its transaction, which it may end by raising:
+    a request that comes twice is so paid for once.
     Raises JobError, RefusedError and VaultError.
     """
     if idempotency_key is not None and not KEY.fullmatch(idempotency_key):
@@ -76,7 +81,7 @@ def submit(
     row = Job(
         id=job,
         principal_id=who,
-        voice_id=order.voice if order.voice.startswith(VOICE_PREFIX) else None,
+        voice_id=order.voice if is_tenants_voice(order.voice) else None,
         payload_sealed=Payload.of(order, principal, now).seal(tenancy, tenant=tenant, job=job),
         available_at=now,
         max_attempts=MAX_ATTEMPTS,
@@ -104,6 +109,8 @@ def submit(
                         "too_many_jobs", f"{MAX_UNFINISHED} jobs are unfinished, which is the limit"
                     )
                 session.add(row)
+                if charge is not None:
+                    charge(session)
     except IdempotencyConflictError:
         raise JobError(
             "idempotency_key_reused", "this Idempotency-Key came with another request before"
