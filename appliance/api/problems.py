@@ -32,6 +32,9 @@ class ProblemType:
     retry: bool | None = None
 
 
+# OpenAI's word for what no retry helps with before the month is over.
+QUOTA = ("insufficient_quota", False)
+
 PROBLEMS: Mapping[str, ProblemType] = {
     "invalid_request": ProblemType(400, "Malformed request", "The request is not well-formed HTTP."),
     "invalid_json": ProblemType(400, "Malformed JSON", "The body is not a JSON object in UTF-8."),
@@ -47,7 +50,13 @@ PROBLEMS: Mapping[str, ProblemType] = {
     "unsupported_option": ProblemType(400, "Unsupported option", "An option asks for what isn't supported."),
     "missing_api_key": ProblemType(401, "API key required", "Send `Authorization: Bearer <API key>`."),
     "invalid_api_key": ProblemType(401, "Invalid API key", "The API key is unknown, expired or revoked."),
+    "invalid_token": ProblemType(
+        401, "Invalid token", "The bearer token is no API key, or a token that is not accepted here."
+    ),
     "insufficient_scope": ProblemType(403, "Insufficient scope", "The API key does not allow this."),
+    "tenant_not_served": ProblemType(
+        403, "Tenant not served", "The caller's tenant does not exist or is suspended.", retry=False
+    ),
     "not_found": ProblemType(404, "Not found", "There is nothing at this path."),
     "unknown_model": ProblemType(
         404, "Unknown model", "No model has this id; GET /v1/models lists the models."
@@ -55,13 +64,42 @@ PROBLEMS: Mapping[str, ProblemType] = {
     "unknown_voice": ProblemType(
         404, "Unknown voice", "No voice has this id; GET /v1/models lists the voices."
     ),
+    "job_not_found": ProblemType(404, "Unknown job", "No job has this id; list them to see which there are."),
     "method_not_allowed": ProblemType(405, "Method not allowed", "This path does not support this method."),
+    "job_not_finished": ProblemType(
+        409, "Job not finished", "The job has no audio yet; ask for its status first.", retry=False
+    ),
+    "job_has_no_audio": ProblemType(
+        409, "Job without audio", "The job failed, was cancelled, or its audio is erased.", retry=False
+    ),
+    "job_finished": ProblemType(
+        409, "Job finished", "The job has ended and cannot be cancelled.", retry=False
+    ),
     "body_too_large": ProblemType(413, "Body too large", "The request body is too large."),
     "unsupported_media_type": ProblemType(
         415, "Unsupported media type", "Send the body as `Content-Type: application/json`, not compressed."
     ),
+    "idempotency_key_reused": ProblemType(
+        422, "Idempotency key reused", "This Idempotency-Key came with another request before.", retry=False
+    ),
+    "too_many_jobs": ProblemType(
+        429, "Too many jobs", "The tenant's unfinished jobs are as many as may be.", "rate_limit_error"
+    ),
     "too_many_streams": ProblemType(
-        429, "Too many streams", "All streams are in use; try again later.", "rate_limit_error"
+        429, "Too many streams", "All streams are in use; try again later.", "rate_limit_error", retry=True
+    ),
+    "rate_limited": ProblemType(
+        429,
+        "Too many requests",
+        "The tenant's requests of this minute are used up.",
+        "rate_limit_error",
+        True,
+    ),
+    "quota_characters": ProblemType(
+        429, "Characters used up", "The tenant's characters of this month do not suffice.", *QUOTA
+    ),
+    "quota_accelerator": ProblemType(
+        429, "Accelerator time used up", "The tenant's accelerator time of this month is used up.", *QUOTA
     ),
     "engine_busy": ProblemType(
         429, "Engine busy", "The engine's queue is full; try again later.", "rate_limit_error"
@@ -77,6 +115,12 @@ PROBLEMS: Mapping[str, ProblemType] = {
     ),
     "engine_unavailable": ProblemType(
         503, "Engine unavailable", "The engine is not ready; try again later.", "server_error"
+    ),
+    "identity_provider_unavailable": ProblemType(
+        503,
+        "Identity provider unavailable",
+        "The caller's identity provider does not answer.",
+        "server_error",
     ),
     "deadline_exceeded": ProblemType(
         504, "Deadline exceeded", "The speech did not begin in time.", "server_error", retry=False
@@ -155,6 +199,12 @@ def _documented(description: str, status: int) -> dict[str, Any]:
 
 
 RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
+SHOULD_RETRY = {"x-should-retry": {"schema": {"type": "string", "enum": ["true", "false"]}}}
 CHALLENGE = {"WWW-Authenticate": {"schema": {"type": "string"}}}
-HEADERS_OF_STATUS: Mapping[int, Any] = {401: CHALLENGE, 403: CHALLENGE, 429: RETRY_AFTER, 503: RETRY_AFTER}
+HEADERS_OF_STATUS: Mapping[int, Any] = {
+    401: CHALLENGE,
+    403: CHALLENGE,
+    429: RETRY_AFTER | SHOULD_RETRY,
+    503: RETRY_AFTER,
+}
 ANY_OTHER: dict[str | int | HTTPStatus, Any] = {"default": _documented("Any other problem.", 0)}
