@@ -2,6 +2,8 @@
 
 # Annotations are read at run time by flask-openapi, so they are not postponed here.
 
+from typing import Any
+
 from flask import Response, jsonify, request
 from flask_openapi.models.tag import Tag
 
@@ -32,7 +34,7 @@ from appliance.jobs.payload import SpeechOrder
 from appliance.jobs.submission import submit
 
 JOBS = "/v1/audio/speech/jobs"
-TAGS = [Tag(name="Jobs")]
+TAGS: list[Tag | dict[str, Any]] = [Tag(name="Jobs")]
 SUBMIT_PROBLEMS = (
     *(*BODY_PROBLEMS, *FIELD_PROBLEMS, *KEY_PROBLEMS, *QUOTA_PROBLEMS),
     *("input_empty", "input_too_long", "unknown_voice", "idempotency_key_reused", "too_many_jobs"),
