@@ -125,6 +125,14 @@ class ErrorObject(BaseModel):
     code: str
 
 
+class Fault(BaseModel):
+    """What speaks against one recording of a request: its place, from 0, a stable code and a sentence."""
+
+    recording: int
+    code: str
+    message: str
+
+
 class ProblemDetails(BaseModel):
     """RFC 9457 problem details, with OpenAI's `error` beside them."""
 
@@ -136,6 +144,7 @@ class ProblemDetails(BaseModel):
     code: str = Field(json_schema_extra={"enum": [*PROBLEMS]})
     request_id: str
     error: ErrorObject
+    faults: list[Fault] | None = Field(None, description="Of `recording_refused` alone.")
 
 
 def problem_of(error: ValidationError) -> Problem:
