@@ -29,7 +29,9 @@ class ConsentForm(Form):
     name: str = Field(description=f"A label of 1 to {consents.MAX_NAME} characters.")
     language: str = Field(description="Language of the statement that was read, as a tag of BCP 47.")
     recording: FileStorage = Field(description=f"The speaker reading the statement: {RECORDING}")
-    purpose: str = Field(description=f"What the voice may be used for, 1 to {consents.MAX_PURPOSE} characters.")
+    purpose: str = Field(
+        description=f"What the voice may be used for, 1 to {consents.MAX_PURPOSE} characters."
+    )
     speaker: str | None = Field(None, description="Who speaks; `name` where it is left out.")
     term_days: Digits = Field(
         str(consents.DEFAULT_TERM), description=f"Days until the consent expires, 1 to {consents.MAX_TERM}."

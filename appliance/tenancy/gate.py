@@ -14,8 +14,7 @@ from sqlalchemy import select
 
 from appliance.store.tables import Consent, ConsentState, Voice, VoiceState
 from appliance.tenancy.consents import permits
-from appliance.tenancy.attempts import denied
-from appliance.tenancy.refusals import consent_ended, unknown_voice
+from appliance.tenancy.refusals import consent_ended, denied, unknown_voice
 from appliance.tenancy.voices import VOICE
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from appliance.identity.principal import Principal
+    from appliance.tenancy.denials import Denials
     from appliance.tenancy.house import Tenancy
 
 log = structlog.get_logger()
@@ -54,8 +54,8 @@ def is_tenants_voice(voice: str) -> bool:
     return VOICE.fullmatch(voice) is not None
 
 
-def admit(tenancy: Tenancy, principal: Principal, voice_id: str) -> Permit:
-    """Let a voice speak, if its consent permits that now; each refusal is written in the tenant's ledger.
+def admit(tenancy: Tenancy, principal: Principal, voice_id: str, *, denials: Denials) -> Permit:
+    """Let a voice speak, if its consent permits that now; refusals go into the tenant's ledger.
 
     An id of another tenant's voice costs the same queries as one that nobody has. Raises Refusal
     (`unknown_voice`, `consent_ended`), VaultError, StoreError.
@@ -69,10 +69,10 @@ def admit(tenancy: Tenancy, principal: Principal, voice_id: str) -> Permit:
         with tenancy.store.session(tenant, read_only=True) as session:
             found = session.execute(query).one_or_none()
     if found is None:
-        raise denied(tenancy, tenant, actor, OPERATION, unknown_voice())
+        raise denied(denials, tenant, actor, OPERATION, unknown_voice())
     voice, consent = found
     if voice.state is not VoiceState.READY or voice.conditioning_object is None or not permits(consent, now):
-        raise denied(tenancy, tenant, actor, OPERATION, consent_ended())
+        raise denied(denials, tenant, actor, OPERATION, consent_ended())
     conditioning = tenancy.get_object(voice.conditioning_object, tenant=tenant)
     return Permit(tenant, voice.id, consent.id, conditioning, consent.expires_at)
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from appliance.tenancy.denials import Denial
+
+if TYPE_CHECKING:
+    from appliance.tenancy.denials import Denials
 
 
 @dataclass(frozen=True)
@@ -52,3 +58,9 @@ def unknown_voice() -> Refusal:
 def consent_ended() -> Refusal:
     """What a consent permitted, it permits no longer."""
     return Refusal("consent_ended", "the speaker's consent was revoked, or its term is over")
+
+
+def denied(denials: Denials, tenant: str, actor: str, operation: str, refusal: Refusal) -> Refusal:
+    """Note a refusal that an auditor wants to know of; return it, to be raised."""
+    denials.note(Denial(tenant, actor, operation, refusal.code))
+    return refusal

@@ -24,16 +24,16 @@ from appliance.store.tables import (
     VoiceState,
 )
 from appliance.tenancy import consents
-from appliance.tenancy.attempts import denied
 from appliance.tenancy.labels import label
 from appliance.tenancy.pages import DEFAULT_PAGE, Page, page
 from appliance.tenancy.recordings import clip_of
-from appliance.tenancy.refusals import Refusal, consent_ended, unknown_voice
+from appliance.tenancy.refusals import Refusal, consent_ended, denied, unknown_voice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from appliance.store.wall import TenantSession
+    from appliance.tenancy.denials import Denials
     from appliance.tenancy.house import Tenancy
     from appliance.tenancy.intake import Clip, Verdict
     from appliance.tenancy.recordings import Recording, Studio
@@ -86,6 +86,7 @@ def create(
     consent_id: str,
     uploads: Sequence[bytes],
     actor: str,
+    denials: Denials,
 ) -> VoiceInfo:
     """Make a voice of samples, if they sound like the speaker of the consent's statement.
 
@@ -95,9 +96,11 @@ def create(
     with tenancy.store.session(tenant, read_only=True) as session:
         consent = consents.find(session, consent_id)
     if not consents.permits(consent, tenancy.now()):
-        raise denied(tenancy, tenant, actor, OPERATION, consent_ended())
+        raise denied(denials, tenant, actor, OPERATION, consent_ended())
     recordings = studio.samples(uploads)
-    verdict = _match(tenancy, studio, consent, [recording.clip for recording in recordings], actor)
+    verdict = _match(tenancy, studio, consent, [recording.clip for recording in recordings])
+    if not verdict.match:
+        raise denied(denials, tenant, actor, OPERATION, _mismatch())
     conditioning = conditioner(tenant, [recording.content for recording in recordings])
 
     identifier, now = new_id("voice"), tenancy.now()
@@ -138,6 +141,7 @@ def add_samples(
     identifier: str,
     uploads: Sequence[bytes],
     actor: str,
+    denials: Denials,
 ) -> VoiceInfo:
     """Add samples to a voice, which is compared with its statement and heard anew as a whole.
 
@@ -146,9 +150,11 @@ def add_samples(
     with tenancy.store.session(tenant, read_only=True) as session:
         row, consent, there = _load(session, identifier)
     if not _speaks(tenancy, row, consent):
-        raise denied(tenancy, tenant, actor, OPERATION, consent_ended())
+        raise denied(denials, tenant, actor, OPERATION, consent_ended())
     recordings = studio.samples(uploads, there=len(there), seconds=sum(kept.seconds for kept in there))
-    verdict = _match(tenancy, studio, consent, [recording.clip for recording in recordings], actor)
+    verdict = _match(tenancy, studio, consent, [recording.clip for recording in recordings])
+    if not verdict.match:
+        raise denied(denials, tenant, actor, OPERATION, _mismatch())
     before = [tenancy.get_object(kept.object, tenant=tenant) for kept in there]
     conditioning = conditioner(tenant, [*before, *(recording.content for recording in recordings)])
 
@@ -257,20 +263,17 @@ def _kept(sample: Sample) -> _Kept:
     return _Kept(sample.duration_ms / 1000, sample.object)
 
 
-def _match(tenancy: Tenancy, studio: Studio, consent: Consent, clips: Sequence[Clip], actor: str) -> Verdict:
-    """Compare samples with the statement of a consent. Raises Refusal (`speaker_mismatch`)."""
+def _match(tenancy: Tenancy, studio: Studio, consent: Consent, clips: Sequence[Clip]) -> Verdict:
+    """Compare samples with the statement of a consent. Raises VaultError, StoreError."""
     tenant = consent.tenant_id
     content = tenancy.get_object(consent.recording_object or "", tenant=tenant)
-    verdict = studio.match.compare(clip_of(content, consents.details(tenancy, consent)), clips)
-    if not verdict.match:
-        refusal = Refusal(
-            "speaker_mismatch",
-            f"the samples do not sound like the speaker of the consent: {verdict.score:.2f} of 1, and must "
-            f"reach {verdict.threshold:g}",
-            field="audio_sample",
-        )
-        raise denied(tenancy, tenant, actor, OPERATION, refusal)
-    return verdict
+    return studio.match.compare(clip_of(content, consents.details(tenancy, consent)), clips)
+
+
+def _mismatch() -> Refusal:
+    """How far off they are is not told, lest somebody works towards it."""
+    message = "the samples do not sound like the speaker of the consent's statement"
+    return Refusal("speaker_mismatch", message, field="audio_sample")
 
 
 @contextmanager

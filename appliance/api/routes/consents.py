@@ -25,14 +25,13 @@ from appliance.tenancy import consents
 from appliance.tenancy.consents import Draft
 from appliance.tenancy.statements import statement, statements
 
-TAGS = [Tag(name="Consents")]
 LIST_PROBLEMS = (*KEY_PROBLEMS, "invalid_field", "unknown_field", "internal_error")
 ONE_PROBLEMS = (*KEY_PROBLEMS, "unknown_consent", "internal_error")
 
 
 @api.get(
     "/v1/consent_statements",
-    tags=TAGS,
+    tags=[Tag(name="Consents")],
     operation_id="listConsentStatements",
     security=BEARER,
     responses={"200": ConsentStatementList, **documented(*LIST_PROBLEMS, "unsupported_language")},
@@ -46,7 +45,7 @@ def list_consent_statements(query: LanguageQuery) -> Response:
 
 @api.post(
     "/v1/audio/voice_consents",
-    tags=TAGS,
+    tags=[Tag(name="Consents")],
     operation_id="createVoiceConsent",
     security=BEARER,
     responses={
@@ -79,7 +78,7 @@ def create_voice_consent(form: ConsentForm) -> Response:
 
 @api.get(
     "/v1/audio/voice_consents",
-    tags=TAGS,
+    tags=[Tag(name="Consents")],
     operation_id="listVoiceConsents",
     security=BEARER,
     responses={"200": VoiceConsentList, **documented(*LIST_PROBLEMS)},
@@ -94,7 +93,7 @@ def list_voice_consents(query: PageQuery) -> Response:
 
 @api.get(
     "/v1/audio/voice_consents/<consent_id>",
-    tags=TAGS,
+    tags=[Tag(name="Consents")],
     operation_id="retrieveVoiceConsent",
     security=BEARER,
     responses={"200": VoiceConsent, **documented(*ONE_PROBLEMS)},
@@ -108,7 +107,7 @@ def retrieve_voice_consent(path: ConsentPath) -> Response:
 
 @api.delete(
     "/v1/audio/voice_consents/<consent_id>",
-    tags=TAGS,
+    tags=[Tag(name="Consents")],
     operation_id="deleteVoiceConsent",
     security=BEARER,
     responses={"200": VoiceConsentDeleted, **documented(*ONE_PROBLEMS)},

@@ -5,7 +5,15 @@
 from flask import Response, jsonify
 from flask_openapi.models.tag import Tag
 
-from appliance.api.blueprint import BEARER, ENGINE_PROBLEMS, KEY_PROBLEMS, UPLOAD_PROBLEMS, api, needs, uploads
+from appliance.api.blueprint import (
+    BEARER,
+    ENGINE_PROBLEMS,
+    KEY_PROBLEMS,
+    UPLOAD_PROBLEMS,
+    api,
+    needs,
+    uploads,
+)
 from appliance.api.context import caller, services
 from appliance.api.problems import documented
 from appliance.api.voice_schemas import (
@@ -22,7 +30,6 @@ from appliance.api.voices import conditioner
 from appliance.identity.principal import Scope
 from appliance.tenancy import voices
 
-TAGS = [Tag(name="Voices")]
 ONE_PROBLEMS = (*KEY_PROBLEMS, "unknown_voice", "internal_error")
 SAMPLE_PROBLEMS = (
     *(*KEY_PROBLEMS, *UPLOAD_PROBLEMS, *ENGINE_PROBLEMS, "too_many_samples", "samples_too_long"),
@@ -32,7 +39,7 @@ SAMPLE_PROBLEMS = (
 
 @api.post(
     "/v1/audio/voices",
-    tags=TAGS,
+    tags=[Tag(name="Voices")],
     operation_id="createVoice",
     security=BEARER,
     responses={"200": Voice, **documented(*SAMPLE_PROBLEMS, "unknown_consent")},
@@ -51,13 +58,14 @@ def create_voice(form: VoiceForm) -> Response:
         consent_id=form.consent,
         uploads=[sample.read() for sample in form.audio_sample],
         actor=at.tenancy.actor(principal),
+        denials=at.denials,
     )
     return jsonify(Voice.of(made).model_dump())
 
 
 @api.get(
     "/v1/audio/voices",
-    tags=TAGS,
+    tags=[Tag(name="Voices")],
     operation_id="listVoices",
     security=BEARER,
     responses={
@@ -75,7 +83,7 @@ def list_voices(query: PageQuery) -> Response:
 
 @api.get(
     "/v1/audio/voices/<voice_id>",
-    tags=TAGS,
+    tags=[Tag(name="Voices")],
     operation_id="retrieveVoice",
     security=BEARER,
     responses={"200": Voice, **documented(*ONE_PROBLEMS)},
@@ -88,7 +96,7 @@ def retrieve_voice(path: VoicePath) -> Response:
 
 @api.delete(
     "/v1/audio/voices/<voice_id>",
-    tags=TAGS,
+    tags=[Tag(name="Voices")],
     operation_id="deleteVoice",
     security=BEARER,
     responses={"200": VoiceDeleted, **documented(*ONE_PROBLEMS, "legal_hold")},
@@ -104,7 +112,7 @@ def delete_voice(path: VoicePath) -> Response:
 
 @api.post(
     "/v1/audio/voices/<voice_id>/samples",
-    tags=TAGS,
+    tags=[Tag(name="Voices")],
     operation_id="addVoiceSamples",
     security=BEARER,
     responses={"200": Voice, **documented(*SAMPLE_PROBLEMS, "unknown_voice", "voice_changed")},
@@ -122,5 +130,6 @@ def add_voice_samples(path: VoicePath, form: SampleForm) -> Response:
         identifier=path.voice_id,
         uploads=[sample.read() for sample in form.audio_sample],
         actor=at.tenancy.actor(principal),
+        denials=at.denials,
     )
     return jsonify(Voice.of(changed).model_dump())

@@ -4,6 +4,7 @@ import functools
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import soundfile
 from tenancy_recordings import voice
@@ -12,6 +13,7 @@ from tenancy_world import principal
 from appliance.identity.principal import Principal
 from appliance.tenancy import consents, voices
 from appliance.tenancy.consents import ConsentInfo, Draft
+from appliance.tenancy.denials import Denial, Denials
 from appliance.tenancy.house import Tenancy
 from appliance.tenancy.intake import RATE, Bubblewrap
 from appliance.tenancy.recordings import Studio
@@ -47,8 +49,23 @@ def give_consent(tenancy: Tenancy, tenant: str = "acme", draft: Draft = DRAFT) -
     return consents.create(tenancy, STUDIO, tenant, draft, recording(), actor=ACTOR)
 
 
+class Refused:
+    """Notes what an auditor will read."""
+
+    def __init__(self) -> None:
+        self.noted: list[Denial] = []
+
+    def note(self, denial: Denial) -> None:
+        self.noted.append(denial)
+
+
 def make_voice(
-    tenancy: Tenancy, consent: str, *uploads: bytes, tenant: str = "acme", ear: Ear | None = None
+    tenancy: Tenancy,
+    consent: str,
+    *uploads: bytes,
+    tenant: str = "acme",
+    ear: Ear | None = None,
+    denials: Refused | None = None,
 ) -> VoiceInfo:
     return voices.create(
         tenancy,
@@ -59,6 +76,7 @@ def make_voice(
         consent_id=consent,
         uploads=uploads or [recording(seed=1)],
         actor=ACTOR,
+        denials=cast("Denials", denials or Refused()),
     )
 
 
