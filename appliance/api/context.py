@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from appliance.jobs.parts import Gate
     from appliance.jobs.submission import Bell
     from appliance.tenancy.denials import Denials
+    from appliance.tenancy.gate import Watch
     from appliance.tenancy.house import Tenancy
     from appliance.tenancy.quotas import Quotas
+    from appliance.tenancy.recordings import Studio
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class Services:
     tenancy: Tenancy
     quotas: Quotas
     denials: Denials
+    studio: Studio
+    watch: Watch
+    uploads: threading.BoundedSemaphore
     gate: Gate
     bell: Bell | None
 

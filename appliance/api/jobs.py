@@ -27,7 +27,7 @@ def problem_of_job(error: JobError) -> Problem:
     return Problem(error.code, error.message, retry_after=retry_after)
 
 
-def problem_of_refusal(error: RefusedError) -> Problem:
+def problem_of_shut_gate(error: RefusedError) -> Problem:
     """The problem that a shut gate is to the caller."""
     return Problem(error.code if error.code in PROBLEMS else "unknown_voice", param="voice")
 

@@ -153,13 +153,6 @@ class JobPath(BaseModel):
     job_id: str
 
 
-class JobQuery(BaseModel):
-    """A part of the list of jobs."""
-
-    limit: int = Field(20, ge=1, le=100, description="Jobs at most.")
-    after: str | None = Field(None, max_length=128, description="The last job of the part before.")
-
-
 class JobFault(BaseModel):
     """What ended a job, or failed last."""
 
@@ -209,6 +202,14 @@ class ErrorObject(BaseModel):
     code: str
 
 
+class Fault(BaseModel):
+    """What speaks against one recording of a request: its place, from 0, a stable code and a sentence."""
+
+    recording: int
+    code: str
+    message: str
+
+
 class ProblemDetails(BaseModel):
     """RFC 9457 problem details, with OpenAI's `error` beside them."""
 
@@ -220,6 +221,7 @@ class ProblemDetails(BaseModel):
     code: str = Field(json_schema_extra={"enum": [*PROBLEMS]})
     request_id: str
     error: ErrorObject
+    faults: list[Fault] | None = Field(None, description="Of `recording_refused` alone.")
 
 
 def problem_of(error: ValidationError) -> Problem:

@@ -5,17 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from appliance.jobs.errors import RefusedError
-from appliance.store.ids import ID
+from appliance.tenancy.gate import admit, is_tenants_voice
+from appliance.tenancy.refusals import Refusal
 
 if TYPE_CHECKING:
     from appliance.engine.client import SpeechStream
     from appliance.identity.principal import Principal
+    from appliance.tenancy.denials import Denials
     from appliance.tenancy.house import Tenancy
-
-
-def is_tenants_voice(voice: str) -> bool:
-    """Whether a voice is named by the id of one of the tenant's; else it may be one of the model's."""
-    return voice.startswith("voice_") and ID.fullmatch(voice) is not None
 
 
 class Permit(Protocol):
@@ -76,14 +73,20 @@ class BuiltInVoice:
         self.voice: str | None = voice
 
 
-class BuiltInVoices:
-    """The gate of an appliance that has no voices but the model's."""
+class ConsentGate:
+    """`appliance.tenancy.gate` before tenants' voices; the model's need nobody's leave."""
 
-    def admit(self, _tenancy: Tenancy, _principal: Principal, voice: str) -> Permit:
-        """Refuse whatever looks like a tenant's voice."""
-        if is_tenants_voice(voice):
-            raise RefusedError("unknown_voice")
-        return BuiltInVoice(voice)
+    def __init__(self, denials: Denials) -> None:
+        self._denials = denials
+
+    def admit(self, tenancy: Tenancy, principal: Principal, voice: str) -> Permit:
+        """Give leave to speak with a voice."""
+        if not is_tenants_voice(voice):
+            return BuiltInVoice(voice)
+        try:
+            return admit(tenancy, principal, voice, denials=self._denials)
+        except Refusal as refusal:
+            raise RefusedError(refusal.code) from None
 
 
 def plain(audio: bytes, audio_format: str, output_id: str, consent_id: str | None) -> bytes:  # noqa: ARG001

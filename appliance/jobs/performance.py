@@ -53,7 +53,7 @@ class HopelessError(Exception):
 
 
 @dataclass(frozen=True)
-class Studio:
+class Workshop:
     """What jobs are carried out with. Threads share it."""
 
     tenancy: Tenancy
@@ -84,7 +84,7 @@ def output_id(job: str, lease_token: str) -> str:
     return f"out_{base64.b32encode(digest)[:26].decode().lower()}"
 
 
-def perform(studio: Studio, lease: Lease, stop: threading.Event) -> str:
+def perform(workshop: Workshop, lease: Lease, stop: threading.Event) -> str:
     """Carry out a job and write down how it ended; returns that, in a word for the log.
 
     Where `stop` is set, the job is given back. Never raises but for faults of the database, in which case the
@@ -92,14 +92,14 @@ def perform(studio: Studio, lease: Lease, stop: threading.Event) -> str:
     """
     note = log.bind(tenant=lease.tenant, job=lease.job, attempt=lease.attempt)
     try:
-        with Watch(studio, lease, stop) as watch:
-            _carry_out(studio, lease, watch)
+        with Watch(workshop, lease, stop) as watch:
+            _carry_out(workshop, lease, watch)
         outcome = "succeeded"
     except LeaseLostError:
         outcome = "lease_lost"
     except Exception as error:  # noqa: BLE001 - whatever it is, the job must not wait for its lease to run out
         try:
-            outcome = _settle(studio, lease, error, stopping=stop.is_set())
+            outcome = _settle(workshop, lease, error, stopping=stop.is_set())
         except LeaseLostError:
             outcome = "lease_lost"
         if outcome == "internal_error":
@@ -108,8 +108,8 @@ def perform(studio: Studio, lease: Lease, stop: threading.Event) -> str:
     return outcome
 
 
-def _carry_out(studio: Studio, lease: Lease, watch: Watch) -> None:
-    tenancy = studio.tenancy
+def _carry_out(workshop: Workshop, lease: Lease, watch: Watch) -> None:
+    tenancy = workshop.tenancy
     with tenancy.store.session(lease.tenant, read_only=True) as session:
         job = session.get(Job, (lease.tenant, lease.job))
         tenant = session.get(Tenant, lease.tenant)
@@ -118,14 +118,14 @@ def _carry_out(studio: Studio, lease: Lease, watch: Watch) -> None:
     if tenant is None or tenant.state is not TenantState.ACTIVE:
         raise RefusedError("tenant_suspended")
     payload = Payload.open(tenancy, job)
-    if tenancy.now() - payload.created_at > timedelta(hours=studio.settings.max_age_hours):
+    if tenancy.now() - payload.created_at > timedelta(hours=workshop.settings.max_age_hours):
         raise HopelessError("job_expired")
     principal, order = payload.principal(lease.tenant), payload.order
-    permit = studio.gate.admit(tenancy, principal, order.voice)
-    watch.ask(lambda: studio.gate.admit(tenancy, principal, order.voice))
+    permit = workshop.gate.admit(tenancy, principal, order.voice)
+    watch.ask(lambda: workshop.gate.admit(tenancy, principal, order.voice))
 
     speech = output_id(lease.job, lease.token)
-    sound = _speak(studio, payload, permit, tenant=lease.tenant, speech=speech, watch=watch)
+    sound = _speak(workshop, payload, permit, tenant=lease.tenant, speech=speech, watch=watch)
     watch.check()
     key = tenancy.put_object(sound.file, tenant=lease.tenant, kind=OUTPUT, id=speech)
     now = tenancy.now()
@@ -172,10 +172,10 @@ def _carry_out(studio: Studio, lease: Lease, watch: Watch) -> None:
 
 
 def _speak(
-    studio: Studio, payload: Payload, permit: Permit, *, tenant: str, speech: str, watch: Watch
+    workshop: Workshop, payload: Payload, permit: Permit, *, tenant: str, speech: str, watch: Watch
 ) -> _Sound:
     order = payload.order
-    stream = studio.engine.synthesize(
+    stream = workshop.engine.synthesize(
         request_id=speech,
         tenant=tenant,
         model=order.model,
@@ -183,7 +183,7 @@ def _speak(
         conditioning=permit.conditioning,
         text=order.text,
         seed=None,
-        deadline=studio.settings.synthesis_deadline_seconds,
+        deadline=workshop.settings.synthesis_deadline_seconds,
     )
     with stream, watch.over(stream):
         pcm = b"".join(stream)
@@ -191,16 +191,16 @@ def _speak(
         raise EngineFailed("the engine ended a speech without a sample")
     encoded = audio.whole(order.audio_format, pcm, stream.sample_rate)
     return _Sound(
-        file=studio.finish(encoded, order.audio_format, speech, permit.consent_id),
+        file=workshop.finish(encoded, order.audio_format, speech, permit.consent_id),
         milliseconds=round(1000 * len(pcm) / (audio.BYTES_PER_SAMPLE * stream.sample_rate)),
         accelerator_ms=round(1000 * stream.accelerator_seconds),
         watermarked=bool(stream.watermark),
     )
 
 
-def _settle(studio: Studio, lease: Lease, error: Exception, *, stopping: bool) -> str:
+def _settle(workshop: Workshop, lease: Lease, error: Exception, *, stopping: bool) -> str:
     """Write down how an attempt ended; return it in a word. Raises LeaseLostError."""
-    queue, now = studio.queue, studio.tenancy.now()
+    queue, now = workshop.queue, workshop.tenancy.now()
     if isinstance(error, RefusedError):
         queue.fail(lease, now, error.code, JobState.CANCELLED)
         return error.code
@@ -213,11 +213,11 @@ def _settle(studio: Studio, lease: Lease, error: Exception, *, stopping: bool) -
         return "given_back"
     if isinstance(error, EngineBusy | EngineUnavailable | OperationalError | VaultError | OSError):
         pause = getattr(error, "retry_after", 0.0)
-        queue.release(lease, now + timedelta(seconds=max(pause, studio.settings.retry_seconds)))
+        queue.release(lease, now + timedelta(seconds=max(pause, workshop.settings.retry_seconds)))
         return "put_off"
     known = isinstance(error, EngineError | StoreError)
     code = str(getattr(error, "code", "")) if known else "internal_error"
-    queue.retry(lease, _later(studio, lease, now), code)
+    queue.retry(lease, _later(workshop, lease, now), code)
     return code
 
 
@@ -230,6 +230,6 @@ def _hopeless(error: Exception) -> str | None:
     return None
 
 
-def _later(studio: Studio, lease: Lease, now: datetime) -> datetime:
-    pause = timedelta(seconds=studio.settings.retry_seconds * 2 ** (lease.attempt - 1))
+def _later(workshop: Workshop, lease: Lease, now: datetime) -> datetime:
+    pause = timedelta(seconds=workshop.settings.retry_seconds * 2 ** (lease.attempt - 1))
     return now + min(pause, LONGEST_PAUSE)

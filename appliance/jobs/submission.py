@@ -12,13 +12,13 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
 from appliance.jobs.errors import JobError
-from appliance.jobs.parts import is_tenants_voice
 from appliance.jobs.payload import Payload
 from appliance.jobs.reading import SpeechJob, get
 from appliance.store import idempotency
 from appliance.store.idempotency import IdempotencyConflictError
 from appliance.store.ids import new_id
 from appliance.store.tables import Job, JobState
+from appliance.tenancy.gate import is_tenants_voice
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from appliance.engine.client import SpeechStream
-    from appliance.jobs.performance import Studio
+    from appliance.jobs.performance import Workshop
     from appliance.store.queue import Lease
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("testudo.jobs")
@@ -35,8 +35,8 @@ class Watch:
     A third of a lease before a lease that it could not extend runs out, the job is stopped as lost.
     """
 
-    def __init__(self, studio: Studio, lease: Lease, stop: threading.Event) -> None:
-        self._studio = studio
+    def __init__(self, workshop: Workshop, lease: Lease, stop: threading.Event) -> None:
+        self._workshop = workshop
         self._lease = lease
         self._stop = stop
         self._ask: Callable[[], object] = lambda: None
@@ -90,7 +90,7 @@ class Watch:
         self.check()
 
     def _run(self) -> None:
-        while self._reason is None and not self._over.wait(self._studio.settings.check_seconds):
+        while self._reason is None and not self._over.wait(self._workshop.settings.check_seconds):
             try:
                 self._look()
             except Exception:
@@ -109,16 +109,16 @@ class Watch:
     def _hold(self) -> None:
         if self._stop.is_set():
             raise StoppedError
-        with self._studio.tenancy.store.session(self._lease.tenant, read_only=True) as session:
+        with self._workshop.tenancy.store.session(self._lease.tenant, read_only=True) as session:
             if not holds(session, self._lease):
                 raise LeaseLostError
         if self._remaining() <= 2 / 3:
-            self._lease = self._studio.queue.extend(self._lease, self._studio.tenancy.now())
+            self._lease = self._workshop.queue.extend(self._lease, self._workshop.tenancy.now())
 
     def _remaining(self) -> float:
         """How much of the lease's term is left; 1 is all."""
-        left = self._lease.expires_at - self._studio.tenancy.now()
-        return left / self._studio.settings.lease
+        left = self._lease.expires_at - self._workshop.tenancy.now()
+        return left / self._workshop.settings.lease
 
     def _end(self, reason: Exception) -> None:
         with self._lock:

@@ -13,11 +13,12 @@ import structlog
 from appliance.engine.client import EngineClient
 from appliance.engine.notify import notify
 from appliance.jobs import strays
-from appliance.jobs.parts import BuiltInVoices, plain
-from appliance.jobs.performance import Studio, perform
+from appliance.jobs.parts import ConsentGate, plain
+from appliance.jobs.performance import Workshop, perform
 from appliance.jobs.settings import JobsSettings, JobsSettingsError
 from appliance.logs import configure_logging
 from appliance.store.queue import Queue
+from appliance.tenancy.denials import Denials
 from appliance.tenancy.house import Tenancy
 from appliance.tenancy.settings import TenancySettings, TenancySettingsError
 
@@ -38,8 +39,8 @@ class Worker:
     `bell` is set to have it look for jobs at once.
     """
 
-    def __init__(self, studio: Studio) -> None:
-        self._studio = studio
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
         self._stopping = threading.Event()
         self._abandon = threading.Event()
         self._jobs: set[threading.Thread] = set()
@@ -52,7 +53,7 @@ class Worker:
 
     def run(self) -> None:
         """Work until `stop`; then give what runs a while to finish, and give the rest back."""
-        settings, sweep_at = self._studio.settings, time.monotonic()
+        settings, sweep_at = self._workshop.settings, time.monotonic()
         notify("READY=1")
         while not self._stopping.is_set():
             self.bell.clear()
@@ -61,7 +62,7 @@ class Worker:
                 while (
                     not self._stopping.is_set()
                     and self._free()
-                    and (lease := self._studio.queue.claim(self._studio.tenancy.now()))
+                    and (lease := self._workshop.queue.claim(self._workshop.tenancy.now()))
                 ):
                     self._start(lease)
                 if time.monotonic() >= sweep_at:
@@ -77,7 +78,7 @@ class Worker:
 
     def _free(self) -> bool:
         self._jobs = {thread for thread in self._jobs if thread.is_alive()}
-        return len(self._jobs) < self._studio.settings.concurrency
+        return len(self._jobs) < self._workshop.settings.concurrency
 
     def _start(self, lease: Lease) -> None:
         # A daemon: what hangs in spite of all must not keep the process, and its lease runs out.
@@ -87,7 +88,7 @@ class Worker:
 
     def _perform(self, lease: Lease) -> None:
         try:
-            perform(self._studio, lease, self._abandon)
+            perform(self._workshop, lease, self._abandon)
         except Exception:
             # The lease runs out, and the job is claimed again.
             log.exception("job_left", tenant=lease.tenant, job=lease.job)
@@ -95,15 +96,15 @@ class Worker:
             self.bell.set()
 
     def _sweep(self) -> None:
-        for tenant in self._studio.queue.tenants():
-            if removed := strays.remove(self._studio.tenancy, tenant):
+        for tenant in self._workshop.queue.tenants():
+            if removed := strays.remove(self._workshop.tenancy, tenant):
                 log.info("strays_removed", tenant=tenant, objects=removed)
 
     def _drain(self) -> None:
         notify("STOPPING=1")
-        self._join(self._studio.settings.drain_seconds)
+        self._join(self._workshop.settings.drain_seconds)
         self._abandon.set()
-        self._join(self._studio.settings.lease_seconds / 3)
+        self._join(self._workshop.settings.lease_seconds / 3)
 
     def _join(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -120,31 +121,33 @@ def main() -> None:
     except (JobsSettingsError, TenancySettingsError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    studio = Studio(
+    denials = Denials(tenancy)
+    workshop = Workshop(
         tenancy=tenancy,
         queue=Queue(tenancy.store, lease=settings.lease),
         engine=EngineClient(settings.engine_socket),
-        gate=BuiltInVoices(),
+        gate=ConsentGate(denials),
         finish=plain,
         settings=settings,
     )
-    run(studio)
+    run(workshop)
+    denials.close()
     tenancy.close()
 
 
-def run(studio: Studio) -> None:
+def run(workshop: Workshop) -> None:
     """Run a worker until SIGTERM or SIGINT."""
-    worker = Worker(studio)
+    worker = Worker(workshop)
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         worker.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    if studio.settings.queue_url is not None:
+    if workshop.settings.queue_url is not None:
         from appliance.jobs.sqs import SqsQueue  # noqa: PLC0415 - boto3 is there in the cloud only
 
-        SqsQueue(studio.settings.queue_url).listen(worker.bell)
+        SqsQueue(workshop.settings.queue_url).listen(worker.bell)
     worker.run()
 
 

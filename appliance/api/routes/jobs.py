@@ -22,11 +22,11 @@ from appliance.api.problems import Problem, documented
 from appliance.api.schemas import (
     JobHeaders,
     JobPath,
-    JobQuery,
     SpeechJob,
     SpeechJobList,
     SpeechRequest,
 )
+from appliance.api.voice_schemas import PageQuery
 from appliance.audio import FORMATS
 from appliance.identity.principal import Scope
 from appliance.jobs import reading
@@ -37,7 +37,14 @@ JOBS = "/v1/audio/speech/jobs"
 TAGS: list[Tag | dict[str, Any]] = [Tag(name="Jobs")]
 SUBMIT_PROBLEMS = (
     *(*BODY_PROBLEMS, *FIELD_PROBLEMS, *KEY_PROBLEMS, *QUOTA_PROBLEMS),
-    *("input_empty", "input_too_long", "unknown_voice", "idempotency_key_reused", "too_many_jobs"),
+    *(
+        "input_empty",
+        "input_too_long",
+        "unknown_voice",
+        "consent_ended",
+        "idempotency_key_reused",
+        "too_many_jobs",
+    ),
 )
 
 
@@ -84,10 +91,10 @@ def create_speech_job(header: JobHeaders, body: SpeechRequest) -> Response:
     tags=TAGS,
     operation_id="listSpeechJobs",
     security=BEARER,
-    responses={"200": SpeechJobList, **documented(*KEY_PROBLEMS, "invalid_field")},
+    responses={"200": SpeechJobList, **documented(*KEY_PROBLEMS, "invalid_field", "unknown_field")},
 )
 @needs(Scope.JOBS_READ)
-def list_speech_jobs(query: JobQuery) -> Response:
+def list_speech_jobs(query: PageQuery) -> Response:
     """List the tenant's jobs, the newest first."""
     page = reading.page(services().tenancy, caller(), limit=query.limit, after=query.after)
     data = [shown(job) for job in page.jobs]

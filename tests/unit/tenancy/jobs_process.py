@@ -17,7 +17,7 @@ from tenancy_world import PEPPER
 from appliance.engine.client import EngineClient
 from appliance.identity.principal import Principal
 from appliance.jobs import performance
-from appliance.jobs.performance import Studio
+from appliance.jobs.performance import Workshop
 from appliance.jobs.settings import JobsSettings
 from appliance.jobs.submission import submit
 from appliance.jobs.worker import run
@@ -90,7 +90,7 @@ def main() -> None:
     configure_logging()
     jobs = JobsSettings(engine_socket=Path(settings["engine"]), **settings["jobs"])
     queue = Queue(store, lease=jobs.lease)
-    studio = Studio(tenancy, queue, SlowEngine(jobs.engine_socket), SlowDoor(), finish, jobs)
+    workshop = Workshop(tenancy, queue, SlowEngine(jobs.engine_socket), SlowDoor(), finish, jobs)
     carry_out = performance._carry_out
 
     def carry_out_and_pause(*arguments: Any) -> None:
@@ -98,7 +98,7 @@ def main() -> None:
         pause("committed")
 
     performance._carry_out = carry_out_and_pause
-    run(studio)
+    run(workshop)
     print("stopped", flush=True)
 
 

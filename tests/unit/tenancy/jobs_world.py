@@ -14,7 +14,7 @@ from appliance.identity.principal import Principal
 from appliance.jobs.errors import RefusedError
 from appliance.jobs.parts import plain
 from appliance.jobs.payload import SpeechOrder
-from appliance.jobs.performance import Studio
+from appliance.jobs.performance import Workshop
 from appliance.jobs.settings import JobsSettings
 from appliance.jobs.submission import submit
 from appliance.store.queue import Queue
@@ -61,10 +61,10 @@ def settings(engine: FakeEngine, **changes: Any) -> JobsSettings:
     return JobsSettings(**values)
 
 
-def make_studio(tenancy: Tenancy, engine: FakeEngine, gate: Door, **changes: Any) -> Studio:
+def make_workshop(tenancy: Tenancy, engine: FakeEngine, gate: Door, **changes: Any) -> Workshop:
     chosen = settings(engine, **changes)
     queue = Queue(tenancy.store, lease=chosen.lease)
-    return Studio(tenancy, queue, EngineClient(engine.socket), gate, plain, chosen)
+    return Workshop(tenancy, queue, EngineClient(engine.socket), gate, plain, chosen)
 
 
 def put(tenancy: Tenancy, who: Principal = ALICE, **changes: str) -> str:

@@ -12,7 +12,7 @@ import av
 import grpc
 import pytest
 import structlog
-from jobs_world import ALICE, SECRET, Door, Leave, look, made, make_studio, put, refuse, state
+from jobs_world import ALICE, SECRET, Door, Leave, look, made, make_workshop, put, refuse, state
 from sqlalchemy import update
 from structlog.typing import EventDict
 from tenancy_world import Clock
@@ -20,7 +20,7 @@ from tenancy_world import Clock
 from appliance.audio import FORMATS
 from appliance.jobs import strays
 from appliance.jobs.errors import JobError
-from appliance.jobs.performance import Studio, output_id, perform
+from appliance.jobs.performance import Workshop, output_id, perform
 from appliance.jobs.reading import cancel, content, get
 from appliance.ledger.export import export
 from appliance.logs import describe_exception
@@ -53,8 +53,8 @@ def door() -> Door:
 
 
 @pytest.fixture
-def studio(tenancy: Tenancy, engine: FakeEngine, door: Door) -> Studio:
-    return make_studio(tenancy, engine, door)
+def workshop(tenancy: Tenancy, engine: FakeEngine, door: Door) -> Workshop:
+    return make_workshop(tenancy, engine, door)
 
 
 @pytest.fixture
@@ -70,20 +70,20 @@ def log() -> Iterator[list[EventDict]]:
         yield lines
 
 
-def claim(studio: Studio) -> Lease:
-    lease = studio.queue.claim(studio.tenancy.now())
+def claim(workshop: Workshop) -> Lease:
+    lease = workshop.queue.claim(workshop.tenancy.now())
     assert lease is not None
     return lease
 
 
-def work(studio: Studio, stop: threading.Event | None = None) -> str:
-    return perform(studio, claim(studio), stop or threading.Event())
+def work(workshop: Workshop, stop: threading.Event | None = None) -> str:
+    return perform(workshop, claim(workshop), stop or threading.Event())
 
 
-def in_background(studio: Studio, stop: threading.Event | None = None) -> Callable[[], str]:
+def in_background(workshop: Workshop, stop: threading.Event | None = None) -> Callable[[], str]:
     """Begin a job; the result of the call is its outcome."""
     outcomes: list[str] = []
-    thread = threading.Thread(target=lambda: outcomes.append(work(studio, stop)))
+    thread = threading.Thread(target=lambda: outcomes.append(work(workshop, stop)))
     thread.start()
 
     def end() -> str:
@@ -98,9 +98,9 @@ def nothing_made(tenancy: Tenancy) -> None:
     assert (left.speeches, left.objects, left.ledger, left.accelerator_ms) == ((), (), (), 0)
 
 
-def test_a_job_ends_with_one_sealed_result(tenancy: Tenancy, studio: Studio, engine: FakeEngine) -> None:
+def test_a_job_ends_with_one_sealed_result(tenancy: Tenancy, workshop: Workshop, engine: FakeEngine) -> None:
     job = put(tenancy)
-    assert work(studio) == "succeeded"
+    assert work(workshop) == "succeeded"
     left = made(tenancy)
     assert len(left.speeches) == 1
     assert left.speeches == left.objects == left.ledger
@@ -119,13 +119,13 @@ def test_a_job_ends_with_one_sealed_result(tenancy: Tenancy, studio: Studio, eng
     assert b"RIFF" not in tenancy.objects.get(ObjectKey("acme", "output", output.id))
     (asked,) = engine.requests
     assert (asked.tenant, asked.text, asked.voice, asked.conditioning) == ("acme", SECRET, "demo", b"")
-    assert studio.queue.claim(tenancy.now()) is None
+    assert workshop.queue.claim(tenancy.now()) is None
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_is_a_whole_file(tenancy: Tenancy, studio: Studio, name: str) -> None:
+def test_every_format_is_a_whole_file(tenancy: Tenancy, workshop: Workshop, name: str) -> None:
     job = put(tenancy, audio_format=name)
-    assert work(studio) == "succeeded"
+    assert work(workshop) == "succeeded"
     output = content(tenancy, ALICE, job)
     assert output.audio_format == name
     if name == "pcm":
@@ -147,10 +147,10 @@ def test_a_consent_goes_with_the_result(
         finishing.append((audio_format, output, consent_id))
         return audio + b"manifest"
 
-    studio = make_studio(tenancy, engine, door)
-    studio = Studio(tenancy, studio.queue, studio.engine, door, finish, studio.settings)
+    workshop = make_workshop(tenancy, engine, door)
+    workshop = Workshop(tenancy, workshop.queue, workshop.engine, door, finish, workshop.settings)
     job = put(tenancy)
-    assert work(studio) == "succeeded"
+    assert work(workshop) == "succeeded"
     output = content(tenancy, ALICE, job)
     assert output.audio.endswith(b"manifest")
     assert output.consent_id == consent
@@ -162,22 +162,22 @@ def test_a_consent_goes_with_the_result(
 
 
 def test_a_refusal_at_the_gate_ends_a_job_before_it_speaks(
-    tenancy: Tenancy, studio: Studio, engine: FakeEngine, door: Door
+    tenancy: Tenancy, workshop: Workshop, engine: FakeEngine, door: Door
 ) -> None:
     job = put(tenancy)
     door.refusal = "consent_ended"
-    assert work(studio) == "consent_ended"
+    assert work(workshop) == "consent_ended"
     assert state(tenancy, job) == ("cancelled", "consent_ended")
     assert engine.requests == []
     nothing_made(tenancy)
 
 
 def test_a_consent_that_ends_stops_what_is_being_spoken(
-    tenancy: Tenancy, studio: Studio, engine: FakeEngine, door: Door, gate: threading.Event
+    tenancy: Tenancy, workshop: Workshop, engine: FakeEngine, door: Door, gate: threading.Event
 ) -> None:
     engine.speak = speak_and_wait(gate, tone(0.1), b"")
     job = put(tenancy)
-    end = in_background(studio)
+    end = in_background(workshop)
     assert engine.called.wait(30)
     door.refusal = "consent_ended"
     assert engine.cancelled.wait(30)
@@ -193,20 +193,20 @@ def test_a_consent_that_ends_at_the_last_moment_leaves_no_result(
         door.refusal = "consent_ended"
         return audio
 
-    calm = make_studio(tenancy, engine, door, check_seconds=60)
-    studio = Studio(tenancy, calm.queue, calm.engine, door, finish, calm.settings)
+    calm = make_workshop(tenancy, engine, door, check_seconds=60)
+    workshop = Workshop(tenancy, calm.queue, calm.engine, door, finish, calm.settings)
     job = put(tenancy)
-    assert work(studio) == "consent_ended"
+    assert work(workshop) == "consent_ended"
     assert state(tenancy, job) == ("cancelled", "consent_ended")
     nothing_made(tenancy)
 
 
 def test_a_cancelled_job_stops_being_spoken(
-    tenancy: Tenancy, studio: Studio, engine: FakeEngine, gate: threading.Event
+    tenancy: Tenancy, workshop: Workshop, engine: FakeEngine, gate: threading.Event
 ) -> None:
     engine.speak = speak_and_wait(gate, tone(0.1), b"")
     job = put(tenancy)
-    end = in_background(studio)
+    end = in_background(workshop)
     assert engine.called.wait(30)
     assert cancel(tenancy, ALICE, job).status == "cancelled"
     assert engine.cancelled.wait(30)
@@ -216,31 +216,31 @@ def test_a_cancelled_job_stops_being_spoken(
 
 
 def test_a_job_that_is_stopped_is_given_back_as_it_was(
-    tenancy: Tenancy, studio: Studio, engine: FakeEngine, gate: threading.Event
+    tenancy: Tenancy, workshop: Workshop, engine: FakeEngine, gate: threading.Event
 ) -> None:
     engine.speak = speak_and_wait(gate, tone(0.1), b"")
     job, stop = put(tenancy), threading.Event()
-    end = in_background(studio, stop)
+    end = in_background(workshop, stop)
     assert engine.called.wait(30)
     stop.set()
     assert end() == "given_back"
     row = look(tenancy, job)
     assert (row.state, row.attempts, row.error_code) == ("queued", 0, None)
     engine.reset()
-    assert work(studio) == "succeeded"
+    assert work(workshop) == "succeeded"
 
 
 def test_a_lease_is_held_while_a_job_takes_longer_than_it(
-    tenancy: Tenancy, studio: Studio, engine: FakeEngine, gate: threading.Event, clock: Clock
+    tenancy: Tenancy, workshop: Workshop, engine: FakeEngine, gate: threading.Event, clock: Clock
 ) -> None:
     engine.speak = speak_and_wait(gate, tone(0.1), tone(0.1))
     job = put(tenancy)
-    end = in_background(studio)
+    end = in_background(workshop)
     assert engine.called.wait(30)
     for _ in range(3):
         clock.forward(seconds=30)
         until(lambda: look(tenancy, job).lease_expires_at == clock() + timedelta(seconds=60))
-        assert studio.queue.claim(clock()) is None
+        assert workshop.queue.claim(clock()) is None
     gate.set()
     assert end() == "succeeded"
 
@@ -248,8 +248,8 @@ def test_a_lease_is_held_while_a_job_takes_longer_than_it(
 def test_a_slow_claimant_drops_its_result_and_leaves_the_faster_ones(
     tenancy: Tenancy, engine: FakeEngine, door: Door, clock: Clock
 ) -> None:
-    asleep = make_studio(tenancy, engine, door, check_seconds=60)
-    swift = make_studio(tenancy, engine, door)
+    asleep = make_workshop(tenancy, engine, door, check_seconds=60)
+    swift = make_workshop(tenancy, engine, door)
 
     class Overtaken:
         """Objects; when the slow one has put its own, another takes the job over and ends it."""
@@ -265,8 +265,8 @@ def test_a_slow_claimant_drops_its_result_and_leaves_the_faster_ones(
     slow = replace(tenancy, objects=Overtaken())  # type: ignore[arg-type]
     job = put(tenancy)
     lease = claim(asleep)
-    studio = Studio(slow, asleep.queue, asleep.engine, door, asleep.finish, asleep.settings)
-    assert perform(studio, lease, threading.Event()) == "lease_lost"
+    workshop = Workshop(slow, asleep.queue, asleep.engine, door, asleep.finish, asleep.settings)
+    assert perform(workshop, lease, threading.Event()) == "lease_lost"
     left = made(tenancy)
     assert len(left.speeches) == 1
     assert left.speeches == left.objects == left.ledger
@@ -276,37 +276,37 @@ def test_a_slow_claimant_drops_its_result_and_leaves_the_faster_ones(
 
 
 def test_what_the_engine_rejects_fails_with_its_code(
-    tenancy: Tenancy, studio: Studio, engine: FakeEngine
+    tenancy: Tenancy, workshop: Workshop, engine: FakeEngine
 ) -> None:
     engine.speak = refuse(
         grpc.StatusCode.INVALID_ARGUMENT, testudo_field="voice", testudo_code="unknown_voice"
     )
     job = put(tenancy)
-    assert work(studio) == "unknown_voice"
+    assert work(workshop) == "unknown_voice"
     assert state(tenancy, job) == ("failed", "unknown_voice")
 
 
 def test_an_engine_that_fails_is_tried_again_with_growing_pauses(
-    tenancy: Tenancy, studio: Studio, engine: FakeEngine, clock: Clock
+    tenancy: Tenancy, workshop: Workshop, engine: FakeEngine, clock: Clock
 ) -> None:
     engine.speak = speak_and_fail
     job = put(tenancy)
     for attempt in range(4):
-        assert work(studio) == "engine_failed"
+        assert work(workshop) == "engine_failed"
         row = look(tenancy, job)
         assert (row.state, row.attempts, row.error_code) == ("queued", attempt + 1, "engine_failed")
         assert row.available_at == clock() + timedelta(seconds=5 * 2**attempt)
-        assert studio.queue.claim(clock()) is None
+        assert workshop.queue.claim(clock()) is None
         clock.forward(seconds=5 * 2**attempt)
-    assert work(studio) == "engine_failed"
+    assert work(workshop) == "engine_failed"
     assert state(tenancy, job) == ("failed", "engine_failed")
     nothing_made(tenancy)
 
 
-def test_a_silent_speech_is_a_failure(tenancy: Tenancy, studio: Studio, engine: FakeEngine) -> None:
+def test_a_silent_speech_is_a_failure(tenancy: Tenancy, workshop: Workshop, engine: FakeEngine) -> None:
     engine.speak = lambda *_: iter([started(), finished()])
     put(tenancy)
-    assert work(studio) == "engine_failed"
+    assert work(workshop) == "engine_failed"
     nothing_made(tenancy)
 
 
@@ -320,7 +320,7 @@ def test_a_silent_speech_is_a_failure(tenancy: Tenancy, studio: Studio, engine: 
 def test_an_engine_that_takes_nothing_costs_no_attempt(
     *,
     tenancy: Tenancy,
-    studio: Studio,
+    workshop: Workshop,
     engine: FakeEngine,
     clock: Clock,
     status: grpc.StatusCode,
@@ -330,50 +330,52 @@ def test_an_engine_that_takes_nothing_costs_no_attempt(
     engine.speak = refuse(status, **metadata)
     job = put(tenancy)
     for _ in range(7):
-        assert work(studio) == "put_off"
+        assert work(workshop) == "put_off"
         row = look(tenancy, job)
         assert (row.state, row.attempts) == ("queued", 0)
         assert row.available_at == clock() + timedelta(seconds=seconds)
         clock.forward(seconds=seconds)
     clock.forward(hours=24)
-    assert work(studio) == "job_expired"
+    assert work(workshop) == "job_expired"
     assert state(tenancy, job) == ("failed", "job_expired")
 
 
 def test_a_payload_of_another_row_is_never_spoken(
-    tenancy: Tenancy, studio: Studio, engine: FakeEngine, log: list[EventDict]
+    tenancy: Tenancy, workshop: Workshop, engine: FakeEngine, log: list[EventDict]
 ) -> None:
     job, other = put(tenancy), put(tenancy, text="Other.")
     with tenancy.store.operator_session() as session:
         swapped = look(tenancy, other).payload_sealed
         session.execute(update(Job).where(Job.id == job).values(payload_sealed=swapped))
-    outcomes = {work(studio), work(studio)}
+    outcomes = {work(workshop), work(workshop)}
     assert outcomes == {"payload_invalid", "succeeded"}
     assert state(tenancy, job) == ("failed", "payload_invalid")
     assert [request.text for request in engine.requests] == ["Other."]
     assert "Other." not in repr(log)
 
 
-def test_a_shredded_tenants_job_fails(tenancy: Tenancy, studio: Studio, engine: FakeEngine) -> None:
+def test_a_shredded_tenants_job_fails(tenancy: Tenancy, workshop: Workshop, engine: FakeEngine) -> None:
     job = put(tenancy)
     tenancy.vault.shred("acme")
-    assert work(studio) == "tenant_erased"
+    assert work(workshop) == "tenant_erased"
     assert state(tenancy, job) == ("failed", "tenant_erased")
     assert engine.requests == []
 
 
-def test_a_suspended_tenants_job_is_cancelled(tenancy: Tenancy, studio: Studio, engine: FakeEngine) -> None:
+def test_a_suspended_tenants_job_is_cancelled(
+    tenancy: Tenancy, workshop: Workshop, engine: FakeEngine
+) -> None:
     job = put(tenancy)
     with tenancy.store.operator_session() as session:
         session.execute(update(Tenant).where(Tenant.id == "acme").values(state=TenantState.SUSPENDED))
-    assert work(studio) == "tenant_suspended"
+    assert work(workshop) == "tenant_suspended"
     assert state(tenancy, job) == ("cancelled", "tenant_suspended")
     assert engine.requests == []
 
 
-def test_erased_audio_is_gone(tenancy: Tenancy, studio: Studio) -> None:
+def test_erased_audio_is_gone(tenancy: Tenancy, workshop: Workshop) -> None:
     job = put(tenancy)
-    work(studio)
+    work(workshop)
     output = content(tenancy, ALICE, job)
     tenancy.objects.delete_all("acme", "output")
     with pytest.raises(JobError, match="erased"):
@@ -382,10 +384,10 @@ def test_erased_audio_is_gone(tenancy: Tenancy, studio: Studio) -> None:
         tenancy.objects.get(ObjectKey("acme", "output", output.id))
 
 
-def test_strays_are_removed_and_nothing_else(tenancy: Tenancy, studio: Studio) -> None:
+def test_strays_are_removed_and_nothing_else(tenancy: Tenancy, workshop: Workshop) -> None:
     done, under_way = put(tenancy), put(tenancy)
-    work(studio)
-    lease = claim(studio)
+    work(workshop)
+    lease = claim(workshop)
     theirs = output_id(lease.job, lease.token)
     stray = output_id(lease.job, "of a dead claimant")
     for name in (theirs, stray):
@@ -406,8 +408,8 @@ def test_no_log_line_has_text_or_names(
     def finish(audio: bytes, *_: object) -> bytes:
         raise ValueError(SECRET)
 
-    studio = make_studio(tenancy, engine, door)
-    broken = Studio(tenancy, studio.queue, studio.engine, door, finish, studio.settings)
+    workshop = make_workshop(tenancy, engine, door)
+    broken = Workshop(tenancy, workshop.queue, workshop.engine, door, finish, workshop.settings)
     put(tenancy)
     assert work(broken) == "internal_error"
     shown = repr([describe_exception(None, "", line) for line in log])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs_world import ALICE, SECRET, Door, look, made, make_studio, order, put, state
+from jobs_world import ALICE, SECRET, Door, look, made, make_workshop, order, put, state
 from sqlalchemy import func, select
 
 from appliance.jobs import strays
@@ -127,9 +127,9 @@ def test_a_killed_worker_loses_no_job_and_makes_no_second_result(
     else:
         assert state(present, job)[0] == "running"
     later = replace(present, now=lambda: datetime.now(UTC) + timedelta(seconds=601))
-    studio = make_studio(later, engine, Door())
-    while lease := studio.queue.claim(later.now()):
-        assert perform(studio, lease, Worker(studio)._abandon) == "succeeded"
+    workshop = make_workshop(later, engine, Door())
+    while lease := workshop.queue.claim(later.now()):
+        assert perform(workshop, lease, Worker(workshop)._abandon) == "succeeded"
     strays.remove(later, "acme")
     one_result(later, job)
 
