@@ -18,22 +18,30 @@ from werkzeug.exceptions import HTTPException
 
 from appliance.api import routes  # noqa: F401 - puts the routes on the blueprint
 from appliance.api.blueprint import PUBLIC, api
-from appliance.api.context import Services, record, services
+from appliance.api.context import Services, record
 from appliance.api.engine import RecentStatus, problem_of_engine
 from appliance.api.identity import authenticator, authorise
+from appliance.api.jobs import problem_of_job, problem_of_shut_gate
 from appliance.api.jsonbody import StrictRequest
-from appliance.api.logs import configure_logging
 from appliance.api.problems import Problem
 from appliance.api.quota import add_rate_limit, problem_of_quota
 from appliance.api.record import RequestRecord
 from appliance.api.schemas import ProblemDetails, problem_of
 from appliance.api.settings import ApiSettings, SettingsError
+from appliance.api.voices import problem_of_decoder, problem_of_refusal
 from appliance.engine.client import EngineClient, EngineError
 from appliance.identity.errors import IdentityConfigurationError
+from appliance.jobs.errors import JobError, RefusedError
+from appliance.jobs.parts import ConsentGate
+from appliance.logs import configure_logging
 from appliance.tenancy.denials import Denials
+from appliance.tenancy.gate import Watch
 from appliance.tenancy.house import Tenancy
+from appliance.tenancy.intake import Bubblewrap, DecoderError
 from appliance.tenancy.quota_error import QuotaError
 from appliance.tenancy.quotas import Quotas
+from appliance.tenancy.recordings import Studio
+from appliance.tenancy.refusals import Refusal
 from appliance.tenancy.settings import TenancySettings, TenancySettingsError
 from appliance.tenancy.tenants import Standings
 
@@ -41,6 +49,8 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from pydantic import ValidationError
+
+    from appliance.jobs.submission import Bell
 
 log = structlog.get_logger()
 
@@ -87,8 +97,6 @@ def create_app(settings: ApiSettings, tenancy: Tenancy, engine: EngineClient) ->
     )
     app.openapi_version = "3.1.0"
     app.request_class = StrictRequest
-    # One more than is allowed, so that a body cut there is told from one that just fits: see `jsonbody`.
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1
     # Flask answers OPTIONS and slips of the path by itself unless told not to.
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.merge_slashes = False
@@ -100,13 +108,23 @@ def create_app(settings: ApiSettings, tenancy: Tenancy, engine: EngineClient) ->
         threading.BoundedSemaphore(settings.max_streams),
         tenancy,
         Quotas(tenancy, standings),
-        Denials(tenancy),
+        denials := Denials(tenancy),
+        Studio(Bubblewrap()),
+        Watch(tenancy),
+        threading.BoundedSemaphore(settings.max_uploads),
+        ConsentGate(denials),
+        _bell(settings),
     )
     app.before_request(_open_record)
     app.before_request(_let_in)
     app.after_request(_finish)
+    app.teardown_request(_release_upload)
     app.register_error_handler(Problem, _answer)
     app.register_error_handler(QuotaError, lambda error: _answer(problem_of_quota(error)))
+    app.register_error_handler(Refusal, lambda error: _answer(problem_of_refusal(error)))
+    app.register_error_handler(DecoderError, lambda error: _answer(problem_of_decoder(error)))
+    app.register_error_handler(JobError, lambda error: _answer(problem_of_job(error)))
+    app.register_error_handler(RefusedError, lambda error: _answer(problem_of_shut_gate(error)))
     app.register_error_handler(EngineError, lambda error: _answer(problem_of_engine(error)))
     # Gunicorn parses a chunked body while it is read here.
     app.register_error_handler(ParseException, lambda _: _answer(Problem("invalid_request")))
@@ -140,6 +158,10 @@ def _finish(response: Response) -> Response:
     return response
 
 
+def _release_upload(_: BaseException | None) -> None:
+    cast("StrictRequest", request).release_upload()
+
+
 def _answer(problem: Problem) -> Response:
     record().outcome = problem.code
     return problem.response(record().id)
@@ -151,7 +173,8 @@ def _answer_http(error: HTTPException) -> Response:
     headers = {name: value for name, value in error.get_headers() if name == "Allow"}
     detail = None
     if code == "body_too_large":
-        detail = f"the body is larger than the limit of {services().settings.max_body_bytes} bytes"
+        limit = cast("StrictRequest", request).body_limit
+        detail = f"the body, or a part of it, is larger than its limit; a body may have {limit} bytes"
     return _answer(Problem(code, detail, headers=headers))
 
 
@@ -162,6 +185,15 @@ def _answer_unexpected(error: Exception) -> Response:
 
 def _refuse(error: ValidationError) -> NoReturn:
     raise problem_of(error)
+
+
+def _bell(settings: ApiSettings) -> Bell | None:
+    """What wakes the workers of a fleet; on a machine of its own they look by themselves."""
+    if settings.jobs_queue_url is None:
+        return None
+    from appliance.jobs.sqs import SqsQueue  # noqa: PLC0415 - boto3 is there in the cloud only
+
+    return SqsQueue(settings.jobs_queue_url)
 
 
 def _close(app: OpenAPI) -> None:

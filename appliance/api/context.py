@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from appliance.engine.client import EngineClient
     from appliance.identity.principal import Principal
     from appliance.identity.request import RequestAuthenticator
+    from appliance.jobs.parts import Gate
+    from appliance.jobs.submission import Bell
     from appliance.tenancy.denials import Denials
+    from appliance.tenancy.gate import Watch
     from appliance.tenancy.house import Tenancy
     from appliance.tenancy.quotas import Quotas
+    from appliance.tenancy.recordings import Studio
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class Services:
     tenancy: Tenancy
     quotas: Quotas
     denials: Denials
+    studio: Studio
+    watch: Watch
+    uploads: threading.BoundedSemaphore
+    gate: Gate
+    bell: Bell | None
 
 
 def services() -> Services:

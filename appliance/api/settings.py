@@ -23,6 +23,12 @@ class ApiSettings(BaseSettings):
         4096, ge=1, le=65_536, description="Unicode characters of text in one request."
     )
     max_body_bytes: int = Field(65_536, ge=1024, le=1_048_576, description="Bytes of one request's body.")
+    max_upload_bytes: int = Field(
+        67_108_864, ge=1_048_576, le=536_870_912, description="Bytes of one request's recordings."
+    )
+    max_uploads: int = Field(
+        2, ge=1, le=16, description="Requests with recordings at a time in one worker process."
+    )
     max_streams: int = Field(8, ge=1, le=64, description="Speeches at a time in one worker process.")
     synthesis_deadline_seconds: float = Field(
         600, gt=0, le=3600, description="Seconds after which an unfinished speech is given up."
@@ -47,6 +53,9 @@ class ApiSettings(BaseSettings):
     identity_issuer: str = Field("testudo-authorizer", description="`iss` of an identity token.")
     identity_audience: str = Field("testudo", description="`aud` of an identity token.")
     behind_gateway: bool = Field(False, description="Accept identity tokens only; no API keys, no ID tokens.")
+    jobs_queue_url: str | None = Field(
+        None, description="URL of the SQS FIFO queue that wakes `testudo-jobs`, in a fleet."
+    )
     workers: int = Field(2, ge=1, le=16, description="Worker processes.")
     bind: str = Field("unix:/run/testudo-api/api.sock", description="Where Gunicorn listens.")
 

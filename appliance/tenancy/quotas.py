@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from appliance.store.wall import TenantSession
     from appliance.tenancy.house import Tenancy
+    from appliance.tenancy.plans import Limits
     from appliance.tenancy.requests import Allowance
     from appliance.tenancy.tenants import Standings
 
@@ -93,21 +94,20 @@ class Quotas:
             session.execute(delete(StreamLease).where(StreamLease.expires_at <= now))
             if limits.concurrent_streams is not None and _streams(session, now) >= limits.concurrent_streams:
                 raise QuotaError("too_many_streams", limits.concurrent_streams, 0, None)
-            if limits.accelerator_ms_per_month is not None:
-                spent = used(session, Metric.ACCELERATOR, now)
-                if spent.amount >= limits.accelerator_ms_per_month:
-                    raise QuotaError("quota_accelerator", limits.accelerator_ms_per_month, 0, spent.resets_at)
-            try:
-                spend(session, Metric.CHARACTERS, characters, now, limits.characters_per_month)
-            except LimitReachedError as reached:
-                limit = limits.characters_per_month or 0
-                remaining = max(0, limit - reached.count.amount)
-                raise QuotaError("quota_characters", limit, remaining, reached.count.resets_at) from None
+            _count(session, limits, characters, now)
             session.add(StreamLease(id=lease, expires_at=now + LEASE))
         with self._lock:
             self._open[lease] = tenant
         self._timer.start()
         return Speaking(self, tenant, lease, characters, now)
+
+    def count(self, session: TenantSession, characters: int) -> None:
+        """Count the characters of a speech that is not a stream, in the transaction that takes it in.
+
+        Its accelerator's time is counted when it ends. Raises as `begin` does, but for streams.
+        """
+        limits = self._standings.require(session.tenant).limits
+        _count(session, limits, characters, self._tenancy.now())
 
     def consumption(self, tenant: str) -> Consumption:
         """What a tenant has used. Requests count as they are taken from the store, a few before they come.
@@ -213,3 +213,16 @@ class Speaking:
 
 def _streams(session: TenantSession, now: datetime) -> int:
     return session.scalars(select(func.count(StreamLease.id)).where(StreamLease.expires_at > now)).one()
+
+
+def _count(session: TenantSession, limits: Limits, characters: int, now: datetime) -> None:
+    if limits.accelerator_ms_per_month is not None:
+        spent = used(session, Metric.ACCELERATOR, now)
+        if spent.amount >= limits.accelerator_ms_per_month:
+            raise QuotaError("quota_accelerator", limits.accelerator_ms_per_month, 0, spent.resets_at)
+    try:
+        spend(session, Metric.CHARACTERS, characters, now, limits.characters_per_month)
+    except LimitReachedError as reached:
+        limit = limits.characters_per_month or 0
+        remaining = max(0, limit - reached.count.amount)
+        raise QuotaError("quota_characters", limit, remaining, reached.count.resets_at) from None

@@ -20,6 +20,7 @@ from appliance.engine.engine_pb2 import (
 from appliance.engine.engine_pb2_grpc import EngineServicer, add_EngineServicer_to_server
 
 RATE = 24_000
+ACCELERATOR_SECONDS = 0.25
 Speak = Callable[[SynthesizeRequest, grpc.ServicerContext], Iterator[SynthesizeResponse]]
 
 
@@ -38,7 +39,10 @@ def chunk(pcm: bytes) -> SynthesizeResponse:
 
 
 def finished(*pcm: bytes) -> SynthesizeResponse:
-    return SynthesizeResponse(finished=Finished(samples=sum(map(len, pcm)) // 2))
+    samples = sum(map(len, pcm)) // 2
+    return SynthesizeResponse(
+        finished=Finished(samples=samples, accelerator_seconds=ACCELERATOR_SECONDS, watermark="fake")
+    )
 
 
 def speak_tone(_request: SynthesizeRequest, _context: grpc.ServicerContext) -> Iterator[SynthesizeResponse]:

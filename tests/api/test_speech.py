@@ -17,7 +17,7 @@ from api_server import BODY as FAKE_BODY
 from api_server import ApiServer, until
 from api_state import State
 
-from appliance.api.audio import FORMATS
+from appliance.audio import FORMATS
 from appliance.engine.client import EngineClient, EngineError
 
 RATE = 24_000

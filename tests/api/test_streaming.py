@@ -29,7 +29,7 @@ from fake_engine import (
     tone,
 )
 
-from appliance.api.audio import FORMATS
+from appliance.audio import FORMATS
 from appliance.engine.engine_pb2 import SynthesizeRequest, SynthesizeResponse
 
 
