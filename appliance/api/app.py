@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
@@ -16,18 +17,25 @@ from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
 from werkzeug.exceptions import HTTPException
 
 from appliance.api import routes  # noqa: F401 - puts the routes on the blueprint
-from appliance.api.blueprint import PUBLIC, REQUIRED_SCOPE, api
+from appliance.api.blueprint import PUBLIC, api
 from appliance.api.context import Services, record, services
 from appliance.api.engine import RecentStatus, problem_of_engine
+from appliance.api.identity import authenticator, authorise
 from appliance.api.jsonbody import StrictRequest
 from appliance.api.logs import configure_logging
 from appliance.api.problems import Problem
+from appliance.api.quota import add_rate_limit, problem_of_quota
 from appliance.api.record import RequestRecord
 from appliance.api.schemas import ProblemDetails, problem_of
 from appliance.api.settings import ApiSettings, SettingsError
 from appliance.engine.client import EngineClient, EngineError
-from appliance.identity.authentication import AuthenticationError, Authenticator
-from appliance.identity.keyring import KeyringError, utc_now
+from appliance.identity.errors import IdentityConfigurationError
+from appliance.tenancy.denials import Denials
+from appliance.tenancy.house import Tenancy
+from appliance.tenancy.quota_error import QuotaError
+from appliance.tenancy.quotas import Quotas
+from appliance.tenancy.settings import TenancySettings, TenancySettingsError
+from appliance.tenancy.tenants import Standings
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -40,21 +48,27 @@ HTTP_PROBLEMS = {400: "invalid_request", 404: "not_found", 405: "method_not_allo
 
 
 def from_environment() -> OpenAPI:
-    """Build the application from `TESTUDO_API_*`; Gunicorn calls this in each worker.
+    """Build the application from `TESTUDO_API_*` and `TESTUDO_*`; Gunicorn calls this in each worker.
 
     Raises AppImportError, at which Gunicorn prints the message and stops instead of trying again for ever.
     """
     try:
         settings = ApiSettings.from_environment()
-        authenticator = Authenticator.load(settings.keyring, settings.pepper)
-    except (SettingsError, KeyringError) as error:
+        tenancy = Tenancy.open(TenancySettings.from_environment())
+        app = create_app(settings, tenancy, EngineClient(settings.engine_socket))
+    except (SettingsError, TenancySettingsError, IdentityConfigurationError) as error:
         raise AppImportError(str(error)) from None
-    return create_app(settings, authenticator, EngineClient(settings.engine_socket))
+    atexit.register(_close, app)
+    return app
 
 
-def create_app(settings: ApiSettings, authenticator: Authenticator, engine: EngineClient) -> OpenAPI:
-    """Put the application together. From here on, log lines are safe: see `logs`."""
+def create_app(settings: ApiSettings, tenancy: Tenancy, engine: EngineClient) -> OpenAPI:
+    """Put the application together. From here on, log lines are safe: see `logs`.
+
+    Raises IdentityConfigurationError.
+    """
     configure_logging()
+    standings = Standings(tenancy, cache_seconds=settings.cache_seconds)
     app = OpenAPI(
         __name__,
         info=Info(
@@ -80,15 +94,19 @@ def create_app(settings: ApiSettings, authenticator: Authenticator, engine: Engi
     app.url_map.merge_slashes = False
     app.extensions["testudo"] = Services(
         settings,
-        authenticator,
+        authenticator(settings, tenancy, standings),
         engine,
         RecentStatus(engine),
         threading.BoundedSemaphore(settings.max_streams),
+        tenancy,
+        Quotas(tenancy, standings),
+        Denials(tenancy),
     )
     app.before_request(_open_record)
-    app.before_request(_authorise)
+    app.before_request(_let_in)
     app.after_request(_finish)
     app.register_error_handler(Problem, _answer)
+    app.register_error_handler(QuotaError, lambda error: _answer(problem_of_quota(error)))
     app.register_error_handler(EngineError, lambda error: _answer(problem_of_engine(error)))
     # Gunicorn parses a chunked body while it is read here.
     app.register_error_handler(ParseException, lambda _: _answer(Problem("invalid_request")))
@@ -103,26 +121,10 @@ def _open_record() -> None:
     g.record = RequestRecord(request.method, request.url_rule.rule if request.url_rule else "-")
 
 
-def _authorise() -> None:
-    """Let in whoever has a key with the endpoint's scope. A path that isn't there asks for a key too."""
-    if request.endpoint in PUBLIC:
-        return
-    try:
-        principal = services().authenticator.authenticate(request.headers.get("Authorization"), now=utc_now())
-    except AuthenticationError as error:
-        challenge = 'Bearer realm="testudo"'
-        if error.code == "invalid_api_key":
-            challenge += ', error="invalid_token"'
-        raise Problem(error.code, headers={"WWW-Authenticate": challenge}) from None
-    g.principal = record().principal = principal
-    scope = REQUIRED_SCOPE[request.endpoint] if request.endpoint else None
-    if scope is not None and scope not in principal.scopes:
-        challenge = f'Bearer realm="testudo", error="insufficient_scope", scope="{scope}"'
-        raise Problem(
-            "insufficient_scope",
-            f"the API key lacks the scope {scope}",
-            headers={"WWW-Authenticate": challenge},
-        )
+def _let_in() -> None:
+    """Let anybody at the probes, known callers at the rest. A path that isn't there asks for a proof too."""
+    if request.endpoint not in PUBLIC:
+        authorise()
 
 
 def _finish(response: Response) -> Response:
@@ -131,6 +133,7 @@ def _finish(response: Response) -> Response:
     cast("StrictRequest", request).discard_body()
     note.status = response.status_code
     response.headers["x-request-id"] = note.id
+    add_rate_limit(response)
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.call_on_close(lambda: log.info("request", **note.fields()))
@@ -159,6 +162,14 @@ def _answer_unexpected(error: Exception) -> Response:
 
 def _refuse(error: ValidationError) -> NoReturn:
     raise problem_of(error)
+
+
+def _close(app: OpenAPI) -> None:
+    """Write what is still only counted in this process."""
+    held: Services = app.extensions["testudo"]
+    held.denials.close()
+    held.quotas.close()
+    held.tenancy.close()
 
 
 def _document(app: OpenAPI, settings: ApiSettings) -> dict[str, Any]:

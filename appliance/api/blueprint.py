@@ -10,7 +10,11 @@ from flask_openapi.blueprint import APIBlueprint
 from appliance.api.problems import ANY_OTHER
 from appliance.identity.principal import Scope
 
-KEY_PROBLEMS = ("missing_api_key", "invalid_api_key", "insufficient_scope")
+KEY_PROBLEMS = (
+    *("missing_api_key", "invalid_api_key", "invalid_token", "insufficient_scope", "tenant_not_served"),
+    *("rate_limited", "identity_provider_unavailable"),
+)
+QUOTA_PROBLEMS = ("quota_characters", "quota_accelerator")
 BODY_PROBLEMS = ("invalid_request", "invalid_json", "body_too_large", "unsupported_media_type")
 FIELD_PROBLEMS = (
     "missing_field",

@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from appliance.api.record import RequestRecord
     from appliance.api.settings import ApiSettings
     from appliance.engine.client import EngineClient
-    from appliance.identity.authentication import Authenticator
     from appliance.identity.principal import Principal
+    from appliance.identity.request import RequestAuthenticator
+    from appliance.tenancy.denials import Denials
+    from appliance.tenancy.house import Tenancy
+    from appliance.tenancy.quotas import Quotas
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,13 @@ class Services:
     """What the routes work with; one per worker process."""
 
     settings: ApiSettings
-    authenticator: Authenticator
+    authenticator: RequestAuthenticator
     engine: EngineClient
     status: RecentStatus
     streams: threading.BoundedSemaphore
+    tenancy: Tenancy
+    quotas: Quotas
+    denials: Denials
 
 
 def services() -> Services:

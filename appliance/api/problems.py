@@ -32,6 +32,9 @@ class ProblemType:
     retry: bool | None = None
 
 
+# OpenAI's word for what no retry helps with before the month is over.
+QUOTA = ("insufficient_quota", False)
+
 PROBLEMS: Mapping[str, ProblemType] = {
     "invalid_request": ProblemType(400, "Malformed request", "The request is not well-formed HTTP."),
     "invalid_json": ProblemType(400, "Malformed JSON", "The body is not a JSON object in UTF-8."),
@@ -47,7 +50,13 @@ PROBLEMS: Mapping[str, ProblemType] = {
     "unsupported_option": ProblemType(400, "Unsupported option", "An option asks for what isn't supported."),
     "missing_api_key": ProblemType(401, "API key required", "Send `Authorization: Bearer <API key>`."),
     "invalid_api_key": ProblemType(401, "Invalid API key", "The API key is unknown, expired or revoked."),
+    "invalid_token": ProblemType(
+        401, "Invalid token", "The bearer token is no API key, or a token that is not accepted here."
+    ),
     "insufficient_scope": ProblemType(403, "Insufficient scope", "The API key does not allow this."),
+    "tenant_not_served": ProblemType(
+        403, "Tenant not served", "The caller's tenant does not exist or is suspended.", retry=False
+    ),
     "not_found": ProblemType(404, "Not found", "There is nothing at this path."),
     "unknown_model": ProblemType(
         404, "Unknown model", "No model has this id; GET /v1/models lists the models."
@@ -61,7 +70,20 @@ PROBLEMS: Mapping[str, ProblemType] = {
         415, "Unsupported media type", "Send the body as `Content-Type: application/json`, not compressed."
     ),
     "too_many_streams": ProblemType(
-        429, "Too many streams", "All streams are in use; try again later.", "rate_limit_error"
+        429, "Too many streams", "All streams are in use; try again later.", "rate_limit_error", retry=True
+    ),
+    "rate_limited": ProblemType(
+        429,
+        "Too many requests",
+        "The tenant's requests of this minute are used up.",
+        "rate_limit_error",
+        True,
+    ),
+    "quota_characters": ProblemType(
+        429, "Characters used up", "The tenant's characters of this month do not suffice.", *QUOTA
+    ),
+    "quota_accelerator": ProblemType(
+        429, "Accelerator time used up", "The tenant's accelerator time of this month is used up.", *QUOTA
     ),
     "engine_busy": ProblemType(
         429, "Engine busy", "The engine's queue is full; try again later.", "rate_limit_error"
@@ -77,6 +99,12 @@ PROBLEMS: Mapping[str, ProblemType] = {
     ),
     "engine_unavailable": ProblemType(
         503, "Engine unavailable", "The engine is not ready; try again later.", "server_error"
+    ),
+    "identity_provider_unavailable": ProblemType(
+        503,
+        "Identity provider unavailable",
+        "The caller's identity provider does not answer.",
+        "server_error",
     ),
     "deadline_exceeded": ProblemType(
         504, "Deadline exceeded", "The speech did not begin in time.", "server_error", retry=False
@@ -155,6 +183,12 @@ def _documented(description: str, status: int) -> dict[str, Any]:
 
 
 RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
+SHOULD_RETRY = {"x-should-retry": {"schema": {"type": "string", "enum": ["true", "false"]}}}
 CHALLENGE = {"WWW-Authenticate": {"schema": {"type": "string"}}}
-HEADERS_OF_STATUS: Mapping[int, Any] = {401: CHALLENGE, 403: CHALLENGE, 429: RETRY_AFTER, 503: RETRY_AFTER}
+HEADERS_OF_STATUS: Mapping[int, Any] = {
+    401: CHALLENGE,
+    403: CHALLENGE,
+    429: RETRY_AFTER | SHOULD_RETRY,
+    503: RETRY_AFTER,
+}
 ANY_OTHER: dict[str | int | HTTPStatus, Any] = {"default": _documented("Any other problem.", 0)}

@@ -110,6 +110,26 @@ class ModelPath(BaseModel):
     model_id: str
 
 
+class UsageLimit(BaseModel):
+    """One limit of a plan."""
+
+    used: int | float | None = Field(description="null where it is not counted, which needs a limit.")
+    limit: int | float | None = Field(description="null where there is none.")
+    remaining: int | float | None
+    reset: int | None = Field(description="Seconds until the count begins anew; null where no time does it.")
+
+
+class Usage(BaseModel):
+    """What a tenant has used of its plan: requests of this minute, the rest of this month (UTC)."""
+
+    object: Literal["usage"] = "usage"
+    plan: str
+    requests: UsageLimit = Field(description="Counted in parts of a twentieth of the limit.")
+    concurrent_streams: UsageLimit
+    characters: UsageLimit
+    accelerator_seconds: UsageLimit
+
+
 class State(BaseModel):
     """The answer of a probe."""
 

@@ -49,6 +49,8 @@ class SpeechBody(Iterator[bytes]):
             part = next(self._parts)
         except StopIteration:
             self._complete = True
+            # Before the last chunk: who has read it may come again at once and finds the stream given back.
+            self._resources.close()
             self._record.outcome = "ok"
             raise
         except EngineCancelled as error:

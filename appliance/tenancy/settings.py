@@ -56,6 +56,10 @@ class TenancySettings(BaseSettings):
         description="File, or ARN of a KMS key (ECC_NIST_P256), that signs receipts and ledger heads.",
     )
     pepper: Path = Field(CREDENTIALS / "pepper", description="Secret that API keys are hashed with.")
+    keyring: Path = Field(
+        CREDENTIALS / "keyring.json",
+        description="Keys of the first boot, which `testudo setup` takes over into the database.",
+    )
 
     @classmethod
     def from_environment(cls) -> Self:

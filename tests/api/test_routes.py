@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from api_server import SPEECH
+from api_state import State
 from fake_engine import FakeEngine, tone
 from flask.testing import FlaskClient
 from openapi_spec_validator import OpenAPIV31SpecValidator
@@ -13,7 +14,6 @@ from openapi_spec_validator import validate as validate_openapi
 
 from appliance.api.blueprint import PUBLIC, REQUIRED_SCOPE
 from appliance.api.problems import PROBLEMS
-from appliance.identity.credentials import Credentials
 from appliance.identity.principal import Scope
 
 
@@ -103,14 +103,13 @@ def test_every_route_is_in_one_of_the_two_tables(client: FlaskClient) -> None:
 )
 def test_scopes(
     make_client: Callable[[], FlaskClient],
-    credentials: Credentials,
+    state: State,
     speech: dict[str, object],
     scope: Scope,
     allowed: set[str],
 ) -> None:
-    limited, _ = credentials.create_key("acme", "limited", frozenset({scope}), None)
     client = make_client()
-    headers = {"Authorization": f"Bearer {limited.reveal()}"}
+    headers = {"Authorization": f"Bearer {state.key(scopes=[scope])}"}
     for path in (SPEECH, "/v1/models", "/v1/models/fake"):
         body = speech if path == SPEECH else None
         response = client.open(path, method="POST" if body else "GET", json=body, headers=headers)
@@ -126,7 +125,14 @@ def test_the_served_document_is_valid_openapi_3_1(client: FlaskClient) -> None:
     document = json.loads(response.data)
     validate_openapi(document, cls=OpenAPIV31SpecValidator)
     assert document["openapi"].startswith("3.1")
-    assert set(document["paths"]) == {SPEECH, "/v1/models", "/v1/models/{model_id}", "/healthz", "/readyz"}
+    assert set(document["paths"]) == {
+        SPEECH,
+        "/v1/models",
+        "/v1/models/{model_id}",
+        "/v1/usage",
+        "/healthz",
+        "/readyz",
+    }
     schemas = document["components"]["schemas"]
     assert schemas["SpeechRequest"]["properties"]["input"]["maxLength"] == 4096
     assert schemas["SpeechRequest"]["additionalProperties"] is False

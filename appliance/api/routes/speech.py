@@ -15,6 +15,7 @@ from appliance.api.blueprint import (
     FIELD_PROBLEMS,
     INPUT_PROBLEMS,
     KEY_PROBLEMS,
+    QUOTA_PROBLEMS,
     api,
     needs,
 )
@@ -27,7 +28,7 @@ from appliance.api.streaming import SpeechBody, encode
 from appliance.identity.principal import Scope
 
 SPEECH_PROBLEMS = (
-    *(*BODY_PROBLEMS, *FIELD_PROBLEMS, *INPUT_PROBLEMS, *KEY_PROBLEMS, *ENGINE_PROBLEMS),
+    *(*BODY_PROBLEMS, *FIELD_PROBLEMS, *INPUT_PROBLEMS, *KEY_PROBLEMS, *QUOTA_PROBLEMS, *ENGINE_PROBLEMS),
     "internal_error",
     "http_version_not_supported",
 )
@@ -72,6 +73,7 @@ def create_speech(body: SpeechRequest) -> Response:
                 retry_after=RETRY_SECONDS,
             )
         resources.callback(at.streams.release)
+        account = resources.enter_context(at.quotas.begin(caller().tenant, note.characters))
         speech = resources.enter_context(
             at.engine.synthesize(
                 request_id=note.id,
@@ -89,6 +91,7 @@ def create_speech(body: SpeechRequest) -> Response:
         # Waits for the first audio: until here an error still has a status of its own.
         first = next(encoded)
         note.audio_began()
+        account.spoke()
         audio = SpeechBody(first, encoded, connection, note, resources.pop_all())
     connection.limit_stall(at.settings.stall_seconds)
     # The second header tells nginx not to collect the stream, should its configuration forget to.
