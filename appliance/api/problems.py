@@ -48,6 +48,9 @@ PROBLEMS: Mapping[str, ProblemType] = {
     ),
     "unsupported_format": ProblemType(400, "Unsupported format", "The response_format is not supported."),
     "unsupported_option": ProblemType(400, "Unsupported option", "An option asks for what isn't supported."),
+    "confirmation_required": ProblemType(
+        400, "Confirmation required", "To erase the tenant, `confirm` must repeat its name."
+    ),
     "missing_api_key": ProblemType(401, "API key required", "Send `Authorization: Bearer <API key>`."),
     "invalid_api_key": ProblemType(401, "Invalid API key", "The API key is unknown, expired or revoked."),
     "invalid_token": ProblemType(
@@ -64,7 +67,16 @@ PROBLEMS: Mapping[str, ProblemType] = {
     "unknown_voice": ProblemType(
         404, "Unknown voice", "No voice has this id; GET /v1/models lists the voices."
     ),
+    "unknown_target": ProblemType(404, "Unknown target", "The tenant has nothing with this id."),
+    "unknown_erasure": ProblemType(404, "Unknown erasure", "No erasure has this id."),
+    "unknown_hold": ProblemType(404, "Unknown hold", "No legal hold has this id."),
     "method_not_allowed": ProblemType(405, "Method not allowed", "This path does not support this method."),
+    "receipt_not_ready": ProblemType(
+        409, "Receipt not ready", "The erasure is not done yet; its status says how far it is.", retry=False
+    ),
+    "tenant_erased": ProblemType(
+        409, "Tenant erased", "The tenant's erasure has begun; nothing of it can be held.", retry=False
+    ),
     "body_too_large": ProblemType(413, "Body too large", "The request body is too large."),
     "unsupported_media_type": ProblemType(
         415, "Unsupported media type", "Send the body as `Content-Type: application/json`, not compressed."

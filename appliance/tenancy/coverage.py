@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, exists, false, func, not_, or_, select, true
 
+from appliance.store.ids import ID, TENANT
 from appliance.store.tables import (
     Base,
     Consent,
@@ -142,6 +143,11 @@ def count(session: TenantSession, covered: Coverage) -> dict[Thing, int]:
         for model, thing in THINGS.items()
     }
     return {thing: found for thing, found in counts.items() if found}
+
+
+def is_name(target: Target, identifier: str) -> bool:
+    """Whether a target could be called so; what could not is not asked of a database."""
+    return bool((TENANT if target is Target.TENANT else ID).fullmatch(identifier))
 
 
 def is_there(session: TenantSession, target: Target, identifier: str) -> bool:

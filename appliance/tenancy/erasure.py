@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import and_, delete, or_, select, update
 
 from appliance.ledger import canonical
 from appliance.ledger.events import (
@@ -25,7 +25,7 @@ from appliance.ledger.events import (
 )
 from appliance.ledger.fields import instant
 from appliance.ledger.receipt import Means, Receipt
-from appliance.store.ids import new_id
+from appliance.store.ids import ID, new_id
 from appliance.store.queue import cancel
 from appliance.store.tables import (
     ApiKey,
@@ -33,9 +33,11 @@ from appliance.store.tables import (
     ConsentState,
     Erasure,
     ErasureState,
+    Idempotency,
     Job,
     JobState,
     LegalHold,
+    StreamLease,
     Target,
     Tenant,
     TenantState,
@@ -66,6 +68,7 @@ _POLICIES: Mapping[ErasureScope, Policy] = {
     "tenant": "tenant_closed",
     "retention": "retention",
 }
+_UNKNOWN = ("unknown_target", "there is nothing with this id", "id")
 _UNFINISHED = (ErasureState.PENDING, ErasureState.RUNNING, ErasureState.HELD)
 
 
@@ -110,10 +113,12 @@ def request(tenancy: Tenancy, tenant: str, *, actor: str, target: Target, target
     """Ask for an erasure, and stop the use of what it covers in the same transaction.
 
     Where the erasure of the target is under way, that one is returned. `actor` is the ledger's name of who
-    asks. Raises ErasureError ("erasure_target_missing", "tenant_reserved").
+    asks. Raises ErasureError ("unknown_target", "tenant_reserved").
     """
     if target is Target.TENANT and tenant == SYSTEM_TENANT:
         raise ErasureError("tenant_reserved", "the appliance's own tenant cannot be erased", "id")
+    if not coverage.is_name(target, target_id):
+        raise ErasureError(*_UNKNOWN)
     with tenancy.store.session(tenant) as session:
         session.exclusive(holds.LOCK)
         known = session.scalars(
@@ -124,7 +129,7 @@ def request(tenancy: Tenancy, tenant: str, *, actor: str, target: Target, target
         if known is not None:
             return Status.of(known)
         if not coverage.is_there(session, target, target_id):
-            raise ErasureError("erasure_target_missing", "there is nothing with this id", "id")
+            raise ErasureError(*_UNKNOWN)
         row = _add(tenancy, session, actor, target, target_id)
         draft = Draft()
         _stop(tenancy, session, row, draft)
@@ -164,7 +169,7 @@ def run(
     """
     status = find(tenancy, tenant, identifier)
     if status is None:
-        raise ErasureError("erasure_missing", "there is no such erasure", "id")
+        raise ErasureError("unknown_erasure", "there is no such erasure", "id")
     if status.state is ErasureState.DONE:
         return status
     if status.target == "tenant" and not _close(tenancy, tenant, identifier):
@@ -186,33 +191,42 @@ def unfinished(tenancy: Tenancy, tenant: str) -> list[Status]:
     return [Status.of(row) for row in rows]
 
 
-def tenants(tenancy: Tenancy) -> list[str]:
-    """All tenants, erased ones too, under the operator's login. Raises StoreError ("no_login")."""
-    with tenancy.store.operator_session(read_only=True) as session:
-        return list(session.scalars(select(Tenant.id).order_by(Tenant.id)))
+def listing(tenancy: Tenancy, tenant: str, *, limit: int, after: str | None = None) -> list[Status]:
+    """Up to `limit` erasures of a tenant, the newest first, those that follow the one with the id `after`.
 
-
-def listing(tenancy: Tenancy, tenant: str) -> list[Status]:
-    """All erasures of a tenant, the newest first."""
+    Raises ErasureError ("unknown_erasure").
+    """
+    newest_first = select(Erasure).order_by(Erasure.requested_at.desc(), Erasure.id.desc()).limit(limit)
     with tenancy.store.session(tenant, read_only=True) as session:
-        rows = session.scalars(select(Erasure).order_by(Erasure.requested_at.desc(), Erasure.id)).all()
+        if after is not None:
+            last = session.get(Erasure, (tenant, after)) if ID.fullmatch(after) else None
+            if last is None:
+                raise ErasureError("unknown_erasure", "there is no such erasure", "after")
+            same_time = and_(Erasure.requested_at == last.requested_at, Erasure.id < last.id)
+            newest_first = newest_first.where(or_(Erasure.requested_at < last.requested_at, same_time))
+        rows = session.scalars(newest_first).all()
     return [Status.of(row) for row in rows]
 
 
 def find(tenancy: Tenancy, tenant: str, identifier: str) -> Status | None:
     """One erasure, or None where the tenant has none with this id."""
-    with tenancy.store.session(tenant, read_only=True) as session:
-        row = session.get(Erasure, (tenant, identifier))
+    row = _find(tenancy, tenant, identifier)
     return None if row is None else Status.of(row)
 
 
 def receipt(tenancy: Tenancy, tenant: str, identifier: str) -> bytes | None:
     """The receipt's file, byte for byte as it was signed; None where there is none (yet)."""
-    with tenancy.store.session(tenant, read_only=True) as session:
-        row = session.get(Erasure, (tenant, identifier))
+    row = _find(tenancy, tenant, identifier)
     if row is None or row.state is not ErasureState.DONE or row.receipt is None:
         return None
     return canonical.dumps(row.receipt) + b"\n"
+
+
+def _find(tenancy: Tenancy, tenant: str, identifier: str) -> Erasure | None:
+    if not ID.fullmatch(identifier):
+        return None
+    with tenancy.store.session(tenant, read_only=True) as session:
+        return session.get(Erasure, (tenant, identifier))
 
 
 def _scope(row: Erasure) -> ErasureScope:
@@ -224,7 +238,7 @@ def _scope(row: Erasure) -> ErasureScope:
         return "retention"
     # Said twice, so that no slip in a row of another sort can mean everything.
     if row.target_id != row.tenant_id:
-        raise ErasureError("erasure_target_missing", "the erasure of a tenant names another one", "id")
+        raise ErasureError("unknown_target", "the erasure of a tenant names another one", "id")
     return "tenant"
 
 
@@ -289,6 +303,8 @@ def _close(tenancy: Tenancy, tenant: str, identifier: str) -> bool:
             update(Tenant).where(Tenant.id == tenant).values(state=TenantState.ERASED),
             delete(Usage).where(Usage.tenant_id == tenant),
             delete(LegalHold).where(LegalHold.tenant_id == tenant),
+            delete(StreamLease).where(StreamLease.tenant_id == tenant),
+            delete(Idempotency).where(Idempotency.tenant_id == tenant),
         ):
             operator.execute(statement.execution_options(synchronize_session=False))
     tenancy.vault.shred(tenant)

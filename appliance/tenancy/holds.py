@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import and_, func, select
 
 from appliance.ledger.events import HoldLifted, HoldPlaced
-from appliance.store.ids import new_id
+from appliance.store.ids import ID, new_id
 from appliance.store.tables import Erasure, ErasureState, LegalHold, Speech, Target
 from appliance.tenancy import coverage
 
@@ -51,7 +51,7 @@ def place(
 ) -> LegalHold:
     """Keep a thing, and all that it rests on, from now on. `actor` is the ledger's name of who does it.
 
-    Raises HoldError ("hold_target_missing", "reason_invalid", "tenant_erased"), VaultError.
+    Raises HoldError ("unknown_target", "reason_invalid", "tenant_erased"), VaultError.
     """
     if not 1 <= len(reason.strip()) <= MAX_REASON:
         raise HoldError("reason_invalid", f"the reason must have 1 to {MAX_REASON} characters", "reason")
@@ -59,8 +59,8 @@ def place(
     sealed = tenancy.seal_json(reason, tenant=tenant, kind=_KIND, id=identifier)
     with tenancy.store.session(tenant) as session:
         session.exclusive(LOCK)
-        if not coverage.is_there(session, target, target_id):
-            raise HoldError("hold_target_missing", "there is nothing with this id", "id")
+        if not (coverage.is_name(target, target_id) and coverage.is_there(session, target, target_id)):
+            raise HoldError("unknown_target", "there is nothing with this id", "id")
         begun = select(Erasure.id).where(
             Erasure.target == Target.TENANT,
             Erasure.target_id == tenant,
@@ -86,6 +86,8 @@ def lift(tenancy: Tenancy, tenant: str, identifier: str, *, actor: str) -> Legal
 
     What waited for it is erased by the next run of erasures.
     """
+    if not ID.fullmatch(identifier):
+        return None
     with tenancy.store.session(tenant) as session:
         session.exclusive(LOCK)
         hold = session.get(LegalHold, (tenant, identifier))

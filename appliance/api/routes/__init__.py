@@ -1,5 +1,5 @@
 """The routes of version 1, by subject. Importing this puts them on the blueprint."""
 
-from appliance.api.routes import models, probes, speech, usage
+from appliance.api.routes import erasures, holds, ledger, models, probes, speech, usage
 
-__all__ = ["models", "probes", "speech", "usage"]
+__all__ = ["erasures", "holds", "ledger", "models", "probes", "speech", "usage"]

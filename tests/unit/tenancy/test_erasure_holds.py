@@ -57,7 +57,7 @@ def test_nothing_of_another_tenants_can_be_held(tenancy: Tenancy, target: Target
     identifier = {Target.VOICE: theirs.voices[0], Target.CONSENT: theirs.consent}.get(target, ALICE)
     with pytest.raises(HoldError) as caught:
         placed(tenancy, target, identifier)
-    assert caught.value.code == "hold_target_missing"
+    assert caught.value.code == "unknown_target"
 
 
 @pytest.mark.parametrize("reason", ["", " \n", "x" * 2001])

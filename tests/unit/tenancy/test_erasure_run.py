@@ -20,7 +20,7 @@ from erasure_world import (
     rows,
     verified,
 )
-from tenancy_world import NOW
+from tenancy_world import NOW, Clock
 
 from appliance.ledger.receipt import Receipt, verify_receipt
 from appliance.ledger.signing import PublicKey
@@ -179,7 +179,7 @@ def test_what_is_another_tenants_is_not_there(tenancy: Tenancy, target: Target) 
             erasure.request(tenancy, "acme", actor=ACTOR, target=target, target_id=identifier)
         said.append((caught.value.code, str(caught.value)))
     assert said[0] == said[1]
-    assert said[0][0] == "erasure_target_missing"
+    assert said[0][0] == "unknown_target"
     assert counts(tenancy, "globex") == ALL
     with pytest.raises(ErasureError):
         asked(tenancy, Target.TENANT, "globex")
@@ -192,7 +192,7 @@ def test_a_foreign_erasure_is_neither_found_nor_run(tenancy: Tenancy) -> None:
     assert erasure.receipt(tenancy, "acme", identifier) is None
     with pytest.raises(ErasureError, match="no such erasure"):
         erasure.run(tenancy, "acme", identifier)
-    assert erasure.listing(tenancy, "acme") == erasure.unfinished(tenancy, "acme") == []
+    assert erasure.listing(tenancy, "acme", limit=9) == erasure.unfinished(tenancy, "acme") == []
 
 
 def test_a_second_request_is_the_first(tenancy: Tenancy) -> None:
@@ -207,6 +207,21 @@ def test_a_second_request_is_the_first(tenancy: Tenancy) -> None:
     assert receipt(tenancy, first) == again
     with pytest.raises(ErasureError):
         asked(tenancy, Target.VOICE, world.voices[0])
+
+
+def test_listed_page_by_page(tenancy: Tenancy, clock: Clock) -> None:
+    world, theirs = make(tenancy), make(tenancy, "globex")
+    made = [asked(tenancy, Target.VOICE, world.voices[0])]
+    clock.forward(seconds=1)
+    made += [asked(tenancy, Target.VOICE, world.voices[1]), asked(tenancy, Target.CONSENT, world.consent)]
+    foreign = asked(tenancy, Target.VOICE, theirs.voices[0], "globex")
+    whole = [found.id for found in erasure.listing(tenancy, "acme", limit=9)]
+    assert whole == [*sorted(made[1:], reverse=True), made[0]]
+    for number, identifier in enumerate(whole):
+        page = erasure.listing(tenancy, "acme", limit=1, after=identifier)
+        assert [found.id for found in page] == whole[number + 1 : number + 2]
+    with pytest.raises(ErasureError):
+        erasure.listing(tenancy, "acme", limit=9, after=foreign)
 
 
 def test_a_run_stops_after_its_steps(tenancy: Tenancy, monkeypatch: pytest.MonkeyPatch) -> None:
