@@ -46,6 +46,7 @@ from appliance.store.tables import (
     VoiceState,
 )
 from appliance.tenancy import coverage, holds
+from appliance.tenancy.administration import AdministrationError
 from appliance.tenancy.house import SYSTEM_TENANT
 from appliance.tenancy.removal import BATCH, Draft, note_objects, remove_rows
 
@@ -72,12 +73,11 @@ _UNKNOWN = ("unknown_target", "there is nothing with this id", "id")
 _UNFINISHED = (ErasureState.PENDING, ErasureState.RUNNING, ErasureState.HELD)
 
 
-class ErasureError(Exception):
+class ErasureError(AdministrationError):
     """An erasure cannot be asked for; `code` is stable, `field` names what is at fault."""
 
     def __init__(self, code: str, message: str, field: str | None = None) -> None:
-        super().__init__(message)
-        self.code = code
+        super().__init__(code, message)
         self.field = field
 
 

@@ -11,6 +11,7 @@ from appliance.ledger.events import HoldLifted, HoldPlaced
 from appliance.store.ids import ID, new_id
 from appliance.store.tables import Erasure, ErasureState, LegalHold, Speech, Target
 from appliance.tenancy import coverage
+from appliance.tenancy.administration import AdministrationError
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -24,12 +25,11 @@ MAX_REASON = 2000
 _KIND = "legal_hold.reason"
 
 
-class HoldError(Exception):
+class HoldError(AdministrationError):
     """A hold cannot be placed or lifted; `code` is stable, `field` names what is at fault."""
 
     def __init__(self, code: str, message: str, field: str | None = None) -> None:
-        super().__init__(message)
-        self.code = code
+        super().__init__(code, message)
         self.field = field
 
 
