@@ -59,6 +59,9 @@ PROBLEMS: Mapping[str, ProblemType] = {
     "speaker_mismatch": ProblemType(
         400, "Speaker mismatch", "The samples do not sound like the speaker of the consent.", retry=False
     ),
+    "confirmation_required": ProblemType(
+        400, "Confirmation required", "To erase the tenant, `confirm` must repeat its name."
+    ),
     "missing_api_key": ProblemType(401, "API key required", "Send `Authorization: Bearer <API key>`."),
     "invalid_api_key": ProblemType(401, "Invalid API key", "The API key is unknown, expired or revoked."),
     "invalid_token": ProblemType(
@@ -82,7 +85,6 @@ PROBLEMS: Mapping[str, ProblemType] = {
     "unknown_consent": ProblemType(
         404, "Unknown consent", "No consent has this id; GET /v1/audio/voice_consents lists them."
     ),
-    "method_not_allowed": ProblemType(405, "Method not allowed", "This path does not support this method."),
     "voice_changed": ProblemType(
         409, "Voice changed", "The voice was changed in the meantime; look at it and try again.", retry=False
     ),
@@ -95,6 +97,16 @@ PROBLEMS: Mapping[str, ProblemType] = {
     ),
     "job_finished": ProblemType(
         409, "Job finished", "The job has ended and cannot be cancelled.", retry=False
+    ),
+    "unknown_target": ProblemType(404, "Unknown target", "The tenant has nothing with this id."),
+    "unknown_erasure": ProblemType(404, "Unknown erasure", "No erasure has this id."),
+    "unknown_hold": ProblemType(404, "Unknown hold", "No legal hold has this id."),
+    "method_not_allowed": ProblemType(405, "Method not allowed", "This path does not support this method."),
+    "receipt_not_ready": ProblemType(
+        409, "Receipt not ready", "The erasure is not done yet; its status says how far it is.", retry=False
+    ),
+    "tenant_erased": ProblemType(
+        409, "Tenant erased", "The tenant's erasure has begun; nothing of it can be held.", retry=False
     ),
     "body_too_large": ProblemType(413, "Body too large", "The request body is too large."),
     "unsupported_media_type": ProblemType(

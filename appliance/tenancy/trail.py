@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from appliance.ledger.chain import Chain, Tail
 from appliance.ledger.entry import Entry
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from appliance.ledger.events import Event
     from appliance.store.database import Store
     from appliance.store.wall import TenantSession
+
+PAGE = 500
 
 
 def append(session: TenantSession, event: Event, at: datetime) -> Entry:
@@ -48,15 +50,26 @@ class StoredChains:
             _append(session, follow)
 
     def entries(self, tenant: str) -> Iterator[Entry]:
-        """All entries in order, read in one transaction."""
+        """All entries in order, as they were when reading began.
+
+        Page by page, because a caller who reads slowly must not hold a transaction open: what was written
+        does not change, so an end that is known at the start is as good.
+        """
         with self._store.session(tenant, read_only=True) as session:
-            rows = session.scalars(
-                select(LedgerEntry)
-                .order_by(LedgerEntry.sequence)
-                .execution_options(yield_per=500, populate_existing=True)
-            )
-            for row in rows:
-                yield _entry(row)
+            end = session.scalar(select(func.max(LedgerEntry.sequence))) or 0
+        after = 0
+        while after < end:
+            with self._store.session(tenant, read_only=True) as session:
+                page = session.scalars(
+                    select(LedgerEntry)
+                    .where(LedgerEntry.sequence > after, LedgerEntry.sequence <= end)
+                    .order_by(LedgerEntry.sequence)
+                    .limit(PAGE)
+                ).all()
+            yield from map(_entry, page)
+            if not page:
+                return  # its last entries are gone, which the verifier finds
+            after = page[-1].sequence
 
 
 def chain(store: Store, tenant: str) -> Chain:
