@@ -37,7 +37,8 @@ from appliance.logs import configure_logging
 from appliance.tenancy.denials import Denials
 from appliance.tenancy.gate import Watch
 from appliance.tenancy.house import Tenancy
-from appliance.tenancy.intake import Bubblewrap, DecoderError
+from appliance.tenancy.intake import Bubblewrap, DecoderError, DecoderSocket
+from appliance.tenancy.origin import Origin
 from appliance.tenancy.quota_error import QuotaError
 from appliance.tenancy.quotas import Quotas
 from appliance.tenancy.recordings import Studio
@@ -64,15 +65,16 @@ def from_environment() -> OpenAPI:
     """
     try:
         settings = ApiSettings.from_environment()
-        tenancy = Tenancy.open(TenancySettings.from_environment())
-        app = create_app(settings, tenancy, EngineClient(settings.engine_socket))
+        state = TenancySettings.from_environment()
+        tenancy, origin = Tenancy.open(state), Origin.open(state)
+        app = create_app(settings, tenancy, origin, EngineClient(settings.engine_socket))
     except (SettingsError, TenancySettingsError, IdentityConfigurationError) as error:
         raise AppImportError(str(error)) from None
     atexit.register(_close, app)
     return app
 
 
-def create_app(settings: ApiSettings, tenancy: Tenancy, engine: EngineClient) -> OpenAPI:
+def create_app(settings: ApiSettings, tenancy: Tenancy, origin: Origin, engine: EngineClient) -> OpenAPI:
     """Put the application together. From here on, log lines are safe: see `logs`.
 
     Raises IdentityConfigurationError.
@@ -109,11 +111,12 @@ def create_app(settings: ApiSettings, tenancy: Tenancy, engine: EngineClient) ->
         tenancy,
         Quotas(tenancy, standings),
         denials := Denials(tenancy),
-        Studio(Bubblewrap()),
+        Studio(DecoderSocket(settings.decoder_socket) if settings.decoder_socket else Bubblewrap()),
         Watch(tenancy),
         threading.BoundedSemaphore(settings.max_uploads),
         ConsentGate(denials),
         _bell(settings),
+        origin,
     )
     app.before_request(_open_record)
     app.before_request(_let_in)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from appliance.tenancy.denials import Denials
     from appliance.tenancy.gate import Watch
     from appliance.tenancy.house import Tenancy
+    from appliance.tenancy.origin import Origin
     from appliance.tenancy.quotas import Quotas
     from appliance.tenancy.recordings import Studio
 
@@ -42,6 +43,7 @@ class Services:
     uploads: threading.BoundedSemaphore
     gate: Gate
     bell: Bell | None
+    origin: Origin
 
 
 def services() -> Services:

@@ -19,6 +19,10 @@ class ApiSettings(BaseSettings):
     engine_socket: Path = Field(
         Path("/run/testudo-engine/engine.sock"), description="Unix socket of the engine."
     )
+    decoder_socket: Path | None = Field(
+        None,
+        description="Unix socket of the unit that decodes recordings; without one, bubblewrap is used.",
+    )
     max_input_characters: int = Field(
         4096, ge=1, le=65_536, description="Unicode characters of text in one request."
     )

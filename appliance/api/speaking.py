@@ -47,6 +47,7 @@ class Utterance:
         self._account = account
         self._at, self._caller, self._record = services(), caller(), record()
         self._speech: SpeechStream | None = None
+        self._stopped = False
 
     def begin(self) -> SpeechStream:
         """Have the engine speak; a voice that its model has not heard yet is heard first.
@@ -68,7 +69,8 @@ class Utterance:
         return speech
 
     def stop(self) -> None:
-        """Cancel the speech, from any thread."""
+        """Cancel the speech, from any thread, also one that is only about to begin."""
+        self._stopped = True
         if self._speech is not None:
             self._speech.cancel()
 
@@ -89,6 +91,8 @@ class Utterance:
             seed=None,
             deadline=self._at.settings.synthesis_deadline_seconds,
         )
+        if self._stopped:
+            self._speech.cancel()
         return self._speech
 
     def __enter__(self) -> Self:

@@ -20,16 +20,32 @@ SIGNING_KEY = "signing.key"
 
 
 def credentials(directory: Directory = DEFAULT_DIRECTORY) -> None:
-    """Make the pepper, keyring, admin key, root key and signing key where they are missing."""
+    """Make the pepper, the keys and the certificates of a machine where they are missing."""
     keys = Credentials(directory)
     with explained():
-        made = [*keys.bootstrap(), *_vault_keys(directory)]
+        made = [*keys.bootstrap(), *_vault_keys(directory), *_certificates(directory)]
     for path in made:
         typer.echo(f"made {path}")
     if not made:
         typer.echo(f"{directory} is complete; nothing was changed")
     if keys.admin_key.exists():
         typer.echo(f"The admin key lies in {keys.admin_key}, readable by its owner only.")
+
+
+def _certificates(directory: Path) -> list[Path]:
+    """Make what finished files are signed with where it is missing, and read what is there.
+
+    Raises ProvenanceError.
+    """
+    from appliance.provenance.authority import CHAIN, KEY, ROOT, LocalAuthority
+
+    if (directory / KEY).exists():
+        LocalAuthority.load(directory)
+        return []
+    for unfinished in (ROOT, CHAIN):  # of a run that was cut short: nobody has seen a signature under it
+        (directory / unfinished).unlink(missing_ok=True)
+    LocalAuthority.create(directory)
+    return [directory / name for name in (ROOT, CHAIN, KEY)]
 
 
 def _vault_keys(directory: Path) -> list[Path]:

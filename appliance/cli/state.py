@@ -47,6 +47,7 @@ def explained() -> Iterator[None]:
     from sqlalchemy.exc import SQLAlchemyError
 
     from appliance.identity.keyring import KeyringError
+    from appliance.provenance.errors import ProvenanceError
     from appliance.store.errors import StoreError
     from appliance.tenancy.administration import AdministrationError
     from appliance.tenancy.settings import TenancySettingsError
@@ -56,7 +57,7 @@ def explained() -> Iterator[None]:
         yield
     except (TenancySettingsError, KeyringError) as error:
         message = str(error)
-    except (AdministrationError, StoreError, VaultError) as error:
+    except (AdministrationError, ProvenanceError, StoreError, VaultError) as error:
         message = f"{error} [{error.code}]"
     except SQLAlchemyError as error:
         message = f"the database does not answer ({type(error).__name__}); see TESTUDO_DATABASE, or try again"

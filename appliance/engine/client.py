@@ -213,7 +213,9 @@ class SpeechStream(Iterator[bytes]):
 
     @property
     def watermark(self) -> str:
-        """Name of the scheme that the samples are marked by; empty before the end of a whole speech."""
+        """Name of the scheme that the samples are marked by. Waits until the engine begins to speak."""
+        if not self._sample_rate:
+            self._start()
         return self._watermark
 
     def __next__(self) -> bytes:
@@ -229,7 +231,6 @@ class SpeechStream(Iterator[bytes]):
         if part == "finished" and message.finished.samples * BYTES_PER_SAMPLE == self._received:
             self._finish()
             self._seconds = message.finished.accelerator_seconds
-            self._watermark = message.finished.watermark
             raise StopIteration
         raise self._broken(
             f"the engine's stream ended with {self._received} bytes, which is not what it counted"
@@ -258,6 +259,7 @@ class SpeechStream(Iterator[bytes]):
         if message.WhichOneof("part") != "started" or not message.started.sample_rate:
             raise self._broken("the engine's stream does not begin with its sample rate")
         self._sample_rate = message.started.sample_rate
+        self._watermark = message.started.watermark
 
     def _finish(self) -> None:
         """Take the status that follows the terminal message: only an OK makes the speech complete."""

@@ -106,15 +106,19 @@ class Started(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SAMPLE_RATE_FIELD_NUMBER: _builtins.int
+    WATERMARK_FIELD_NUMBER: _builtins.int
     sample_rate: _builtins.int
+    watermark: _builtins.str
+    """The scheme that all samples are marked by."""
     def __init__(
         self,
         *,
         sample_rate: _builtins.int = ...,
+        watermark: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sample_rate", b"sample_rate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sample_rate", b"sample_rate", "watermark", b"watermark"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -126,23 +130,19 @@ class Finished(_message.Message):
 
     SAMPLES_FIELD_NUMBER: _builtins.int
     ACCELERATOR_SECONDS_FIELD_NUMBER: _builtins.int
-    WATERMARK_FIELD_NUMBER: _builtins.int
     samples: _builtins.int
     """Samples sent in all `pcm` parts together."""
     accelerator_seconds: _builtins.float
     """Time of the model's turns for this request; of a batch, its share."""
-    watermark: _builtins.str
-    """The scheme that all samples are marked by."""
     def __init__(
         self,
         *,
         samples: _builtins.int = ...,
         accelerator_seconds: _builtins.float = ...,
-        watermark: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator_seconds", b"accelerator_seconds", "samples", b"samples", "watermark", b"watermark"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator_seconds", b"accelerator_seconds", "samples", b"samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

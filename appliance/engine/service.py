@@ -125,7 +125,7 @@ class EngineService(EngineServicer):
         self, request: SynthesizeRequest, context: ServicerContext[SynthesizeRequest, SynthesizeResponse]
     ) -> None:
         """Speak one text, one message after the other as its reader takes them."""
-        sent, account = Finished(watermark=self._model.watermark), Account()
+        sent, account = Finished(), Account()
         async with self._reported("synthesize", "spoken", context, account) as report:
             report |= {"request_id": _identifier(request.request_id), "characters": len(request.text)}
             try:
@@ -213,7 +213,9 @@ class EngineService(EngineServicer):
             async with asyncio.timeout(seconds), aclosing(self._supervisor.speak(utterance)) as pieces:
                 async for piece in pieces:
                     if not sent.samples:
-                        started = Started(sample_rate=self._model.sample_rate)
+                        started = Started(
+                            sample_rate=self._model.sample_rate, watermark=self._model.watermark
+                        )
                         await context.write(SynthesizeResponse(started=started))
                     await context.write(SynthesizeResponse(pcm=piece))
                     sent.samples += len(piece) // BYTES_PER_SAMPLE

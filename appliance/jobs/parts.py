@@ -59,7 +59,9 @@ class Engine(Protocol):
 class Finish(Protocol):
     """Adds to a finished file what tells of its origin."""
 
-    def __call__(self, audio: bytes, audio_format: str, output_id: str, consent_id: str | None) -> bytes:
+    def __call__(
+        self, audio: bytes, audio_format: str, *, output_id: str, consent_id: str | None, model: str
+    ) -> bytes:
         """Return the file with it. `audio_format` is a name of `appliance.audio.FORMATS`."""
 
 
@@ -87,8 +89,3 @@ class ConsentGate:
             return admit(tenancy, principal, voice, denials=self._denials)
         except Refusal as refusal:
             raise RefusedError(refusal.code) from None
-
-
-def plain(audio: bytes, audio_format: str, output_id: str, consent_id: str | None) -> bytes:  # noqa: ARG001
-    """A `Finish` that adds nothing."""
-    return audio

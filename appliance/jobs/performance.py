@@ -191,7 +191,13 @@ def _speak(
         raise EngineFailed("the engine ended a speech without a sample")
     encoded = audio.whole(order.audio_format, pcm, stream.sample_rate)
     return _Sound(
-        file=workshop.finish(encoded, order.audio_format, speech, permit.consent_id),
+        file=workshop.finish(
+            encoded,
+            order.audio_format,
+            output_id=speech,
+            consent_id=permit.consent_id,
+            model=order.model,
+        ),
         milliseconds=round(1000 * len(pcm) / (audio.BYTES_PER_SAMPLE * stream.sample_rate)),
         accelerator_ms=round(1000 * stream.accelerator_seconds),
         watermarked=bool(stream.watermark),

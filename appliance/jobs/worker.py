@@ -13,13 +13,14 @@ import structlog
 from appliance.engine.client import EngineClient
 from appliance.engine.notify import notify
 from appliance.jobs import strays
-from appliance.jobs.parts import ConsentGate, plain
+from appliance.jobs.parts import ConsentGate
 from appliance.jobs.performance import Workshop, perform
 from appliance.jobs.settings import JobsSettings, JobsSettingsError
 from appliance.logs import configure_logging
 from appliance.store.queue import Queue
 from appliance.tenancy.denials import Denials
 from appliance.tenancy.house import Tenancy
+from appliance.tenancy.origin import Origin
 from appliance.tenancy.settings import TenancySettings, TenancySettingsError
 
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ def main() -> None:
     configure_logging()
     try:
         settings = JobsSettings.from_environment()
-        tenancy = Tenancy.open(TenancySettings.from_environment())
+        state = TenancySettings.from_environment()
+        tenancy, origin = Tenancy.open(state), Origin.open(state)
     except (JobsSettingsError, TenancySettingsError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -127,7 +129,7 @@ def main() -> None:
         queue=Queue(tenancy.store, lease=settings.lease),
         engine=EngineClient(settings.engine_socket),
         gate=ConsentGate(denials),
-        finish=plain,
+        finish=origin.finish,
         settings=settings,
     )
     run(workshop)

@@ -72,6 +72,14 @@ class Studio:
             raise Refusal("samples_too_long", message, field="audio_sample")
         return taken
 
+    def decoded(self, upload: bytes) -> Clip:
+        """Decode a recording that is not kept, whatever its quality. Raises as `statement` does."""
+        try:
+            return decode(upload, self.confinement, LIMITS)
+        except UploadError as error:
+            fault = Fault(0, error.code, str(error))
+            raise Refusal("recording_refused", str(error), field="file", faults=(fault,)) from None
+
     def _take(self, uploads: Sequence[bytes], limits: Limits, field: str) -> list[Recording]:
         taken, faults = [], []
         for number, upload in enumerate(uploads):

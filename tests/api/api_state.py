@@ -8,8 +8,10 @@ from typing import Self
 
 from appliance.identity.credentials import Credentials
 from appliance.identity.principal import Scope
+from appliance.provenance.authority import LocalAuthority
 from appliance.tenancy import keys, plans, tenants
 from appliance.tenancy.house import Tenancy
+from appliance.tenancy.origin import Origin
 from appliance.tenancy.plans import Limits
 from appliance.tenancy.settings import TenancySettings
 from appliance.tenancy.setup import setup
@@ -25,6 +27,7 @@ class State:
 
     settings: TenancySettings
     tenancy: Tenancy
+    origin: Origin
     _holders: "itertools.count[int]" = field(default_factory=itertools.count)
 
     @classmethod
@@ -37,12 +40,14 @@ class State:
             root_key=folder / "root.key",
             signing_key=str(folder / "signing.key"),
             pepper=credentials.pepper,
+            c2pa=folder,
             keyring=credentials.keyring,
         )
         RootKeyFile(settings.root_key).create()
         LocalSigner.create(Path(settings.signing_key))
+        LocalAuthority.create(folder)
         setup(settings)
-        made = cls(settings, Tenancy.open(settings))
+        made = cls(settings, Tenancy.open(settings), Origin.open(settings))
         tenants.create(made.tenancy, "acme", actor=ACTOR)
         return made
 

@@ -73,7 +73,9 @@ def make_client(
     """Makes the application, without a server, in front of the fake engine; its client sends `key`."""
 
     def make() -> FlaskClient:
-        client = create_app(settings, state.tenancy, EngineClient(settings.engine_socket)).test_client()
+        client = create_app(
+            settings, state.tenancy, state.origin, EngineClient(settings.engine_socket)
+        ).test_client()
         client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {key}"
         return client
 

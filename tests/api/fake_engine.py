@@ -31,7 +31,7 @@ def tone(seconds: float) -> bytes:
 
 
 def started() -> SynthesizeResponse:
-    return SynthesizeResponse(started=Started(sample_rate=RATE))
+    return SynthesizeResponse(started=Started(sample_rate=RATE, watermark="fake"))
 
 
 def chunk(pcm: bytes) -> SynthesizeResponse:
@@ -40,9 +40,7 @@ def chunk(pcm: bytes) -> SynthesizeResponse:
 
 def finished(*pcm: bytes) -> SynthesizeResponse:
     samples = sum(map(len, pcm)) // 2
-    return SynthesizeResponse(
-        finished=Finished(samples=samples, accelerator_seconds=ACCELERATOR_SECONDS, watermark="fake")
-    )
+    return SynthesizeResponse(finished=Finished(samples=samples, accelerator_seconds=ACCELERATOR_SECONDS))
 
 
 def speak_tone(_request: SynthesizeRequest, _context: grpc.ServicerContext) -> Iterator[SynthesizeResponse]:

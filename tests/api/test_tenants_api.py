@@ -81,7 +81,7 @@ def gateway(
             identity_keys=folder,
             behind_gateway=behind_gateway,
         )
-        return create_app(own, state.tenancy, EngineClient(own.engine_socket)).test_client()
+        return create_app(own, state.tenancy, state.origin, EngineClient(own.engine_socket)).test_client()
 
     return make
 

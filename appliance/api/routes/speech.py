@@ -48,6 +48,7 @@ SPEECH_PROBLEMS = (
             "properly; where the body breaks off, the speech failed or its speaker's consent ended.",
             "headers": {
                 "x-output-id": {"schema": {"type": "string"}},
+                "x-watermark": {"schema": {"type": "string"}, "description": "Scheme of the mark in it."},
                 "x-consent-id": {"schema": {"type": "string"}, "description": "With a tenant's voice."},
             },
             "content": {
@@ -99,7 +100,7 @@ def create_speech(body: SpeechRequest) -> Response:
         audio = SpeechBody(first, encoded, connection, note, resources.pop_all(), watched=watched)
     connection.limit_stall(at.settings.stall_seconds)
     # The second header tells nginx not to collect the stream, should its configuration forget to.
-    headers = {"X-Accel-Buffering": "no", "x-output-id": utterance.id}
+    headers = {"X-Accel-Buffering": "no", "x-output-id": utterance.id, "x-watermark": speech.watermark}
     if permit is not None:
         headers["x-consent-id"] = permit.consent_id
     return Response(audio, content_type=kind.media_type, headers=headers)
