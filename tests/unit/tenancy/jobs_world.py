@@ -12,7 +12,7 @@ from appliance.engine.client import EngineClient
 from appliance.engine.engine_pb2 import SynthesizeRequest, SynthesizeResponse
 from appliance.identity.principal import Principal
 from appliance.jobs.errors import RefusedError
-from appliance.jobs.parts import plain
+from appliance.jobs.parts import Gate, plain
 from appliance.jobs.payload import SpeechOrder
 from appliance.jobs.performance import Workshop
 from appliance.jobs.settings import JobsSettings
@@ -47,6 +47,7 @@ class Door:
     def __init__(self) -> None:
         self.refusal: str | None = None
         self.permit = Leave()
+        self.anew: list[tuple[str, str]] = []
         self.asked: list[tuple[Principal, str]] = []
 
     def admit(self, _tenancy: Tenancy, principal: Principal, voice: str) -> Leave:
@@ -55,13 +56,17 @@ class Door:
             raise RefusedError(self.refusal)
         return self.permit
 
+    def hear_anew(self, _tenancy: Tenancy, tenant: str, voice: str, _ear: object) -> bytes:
+        self.anew.append((tenant, voice))
+        return b"heard anew"
+
 
 def settings(engine: FakeEngine, **changes: Any) -> JobsSettings:
     values = {"engine_socket": engine.socket, "check_seconds": 0.05, "poll_seconds": 0.05} | changes
     return JobsSettings(**values)
 
 
-def make_workshop(tenancy: Tenancy, engine: FakeEngine, gate: Door, **changes: Any) -> Workshop:
+def make_workshop(tenancy: Tenancy, engine: FakeEngine, gate: Gate, **changes: Any) -> Workshop:
     chosen = settings(engine, **changes)
     queue = Queue(tenancy.store, lease=chosen.lease)
     return Workshop(tenancy, queue, EngineClient(engine.socket), gate, plain, chosen)

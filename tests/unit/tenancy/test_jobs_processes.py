@@ -110,7 +110,7 @@ def until(condition: Callable[[], bool]) -> None:
 def one_result(tenancy: Tenancy, job: str) -> None:
     left = made(tenancy)
     assert len(left.speeches) == 1
-    assert left.speeches == left.objects == left.ledger == (content(tenancy, ALICE, job).id,)
+    assert left.speeches == left.objects == left.ledger == (content(tenancy, ALICE.tenant, job).id,)
     assert left.accelerator_ms == 250
 
 
