@@ -15,7 +15,6 @@ from appliance.api.problems import Problem
 from appliance.tenancy.intake import LIMITS
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
     from typing import IO
 
     from werkzeug.datastructures import FileStorage, Headers, MultiDict
@@ -57,7 +56,7 @@ class _Parser(MultiPartParser):
 
 
 class _Recording(BytesIO):
-    def write(self, content: Buffer) -> int:
+    def write(self, content: bytes) -> int:  # type: ignore[override]
         written = super().write(content)
         if self.tell() > LIMITS.upload_bytes:
             raise RequestEntityTooLarge

@@ -6,7 +6,7 @@ from importlib.metadata import version as distribution_version
 
 import typer
 
-from appliance.cli import image, job, key, plan, setup, tenant, usage, verify, weights
+from appliance.cli import consent, image, job, key, plan, setup, tenant, usage, verify, voice, weights
 
 app = typer.Typer(help="Testudo: hardened, self-hosted voice-cloning appliance.", no_args_is_help=True)
 app.add_typer(weights.app, name="weights")
@@ -16,6 +16,8 @@ app.add_typer(plan.app, name="plan")
 app.add_typer(job.app, name="job")
 app.add_typer(image.app, name="image")
 app.add_typer(verify.app, name="verify")
+app.add_typer(consent.app, name="consent")
+app.add_typer(voice.app, name="voice")
 
 app.command()(setup.setup)
 app.command()(usage.usage)

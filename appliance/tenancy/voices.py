@@ -166,7 +166,7 @@ def add_samples(
         with tenancy.store.session(tenant) as session:
             session.exclusive(consents.lock(consent.id))
             _require_consent(tenancy, session, consent.id)
-            _replace_conditioning(session, row, key, details=sealed)
+            _replace_conditioning(session, row, key, details_sealed=sealed)
             session.add_all(samples)
             for added in _added(row, samples, recordings, actor):
                 tenancy.record(session, added)

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from tenancy_world import principal
 
 from appliance.engine.client import EngineClient
-from appliance.engine.engine_pb2 import SynthesizeRequest, SynthesizeResponse
+from appliance.engine.engine_pb2 import Finished, SynthesizeRequest, SynthesizeResponse
 from appliance.identity.principal import Principal
 from appliance.jobs.errors import RefusedError
 from appliance.jobs.parts import Gate, plain
@@ -22,7 +22,7 @@ from appliance.store.tables import Job, JobState, Metric, Speech
 from appliance.store.usage import used
 from appliance.tenancy.house import Tenancy
 from appliance.tenancy.trail import chain
-from tests.api.fake_engine import FakeEngine
+from tests.api.fake_engine import FakeEngine, chunk, started, tone
 
 SECRET = "Zanzibar quokkas whisper."
 ALICE = principal("acme")
@@ -108,6 +108,19 @@ def made(tenancy: Tenancy, tenant: str = "acme") -> Made:
         ledger=tuple(str(entry.payload["speech"]) for entry in entries),
         accelerator_ms=spent,
     )
+
+
+def speak_well(*_: object) -> Iterator[SynthesizeResponse]:
+    """Half a second, in five chunks, for a quarter of a second of the accelerator, marked."""
+    parts = [tone(0.1)] * 5
+    yield started()
+    yield from map(chunk, parts)
+    yield whole(parts)
+
+
+def whole(parts: list[bytes]) -> SynthesizeResponse:
+    samples = sum(map(len, parts)) // 2
+    return SynthesizeResponse(finished=Finished(samples=samples, accelerator_seconds=0.25, watermark="fake"))
 
 
 def refuse(status: grpc.StatusCode, **metadata: str) -> Any:

@@ -13,7 +13,21 @@ import av
 import grpc
 import pytest
 import structlog
-from jobs_world import ALICE, EVE, SECRET, Door, Leave, look, made, make_workshop, order, put, refuse, state
+from jobs_world import (
+    ALICE,
+    EVE,
+    SECRET,
+    Door,
+    Leave,
+    look,
+    made,
+    make_workshop,
+    order,
+    put,
+    refuse,
+    speak_well,
+    state,
+)
 from sqlalchemy import update
 from structlog.typing import EventDict
 from tenancy_voices import Refused, give_consent, make_voice
@@ -43,7 +57,6 @@ from tests.api.fake_engine import (
     finished,
     speak_and_fail,
     speak_and_wait,
-    speak_tone,
     started,
     tone,
 )
@@ -59,6 +72,7 @@ def running_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeEng
 @pytest.fixture
 def engine(running_engine: FakeEngine) -> FakeEngine:
     running_engine.reset()
+    running_engine.speak = speak_well
     return running_engine
 
 
@@ -241,7 +255,7 @@ def test_a_job_that_is_stopped_is_given_back_as_it_was(
     assert end() == "given_back"
     row = look(tenancy, job)
     assert (row.state, row.attempts, row.error_code) == ("queued", 0, None)
-    engine.reset()
+    engine.speak = speak_well
     assert work(workshop) == "succeeded"
 
 
@@ -308,7 +322,7 @@ def test_a_voice_that_the_model_has_not_heard_is_heard_anew(
     stale = refuse(grpc.StatusCode.INVALID_ARGUMENT, testudo_field="voice", testudo_code="conditioning_stale")
 
     def speak(request: SynthesizeRequest, context: grpc.ServicerContext) -> Iterator[SynthesizeResponse]:
-        return stale(request, context) if request.conditioning == b"heard" else speak_tone(request, context)
+        return stale(request, context) if request.conditioning == b"heard" else speak_well()
 
     engine.speak = speak
     job = put(tenancy)

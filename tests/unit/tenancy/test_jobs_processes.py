@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs_world import ALICE, SECRET, Door, look, made, make_workshop, order, put, state
+from jobs_world import ALICE, SECRET, Door, look, made, make_workshop, order, put, speak_well, state
 from sqlalchemy import func, select
 
 from appliance.jobs import strays
@@ -69,6 +69,7 @@ def present(tenancy: Tenancy) -> Tenancy:
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[FakeEngine]:
     engine = FakeEngine(tmp_path / "engine.sock")
+    engine.speak = speak_well
     yield engine
     engine.close()
 
