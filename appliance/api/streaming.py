@@ -54,9 +54,9 @@ class SpeechBody(Iterator[bytes]):
             part = self._next()
         except StopIteration:
             self._complete = True
+            self._record.outcome = "ok"
             # Before the last chunk: who has read it may come again at once and finds the stream given back.
             self._resources.close()
-            self._record.outcome = "ok"
             raise
         except EngineCancelled as error:
             self._record.outcome = "client_closed"

@@ -5,7 +5,8 @@
 from typing import Annotated, Any, Literal
 
 from flask_openapi.models.file import FileStorage
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from werkzeug.datastructures import FileStorage as File
 
 from appliance.tenancy import consents, voices
 from appliance.tenancy.consents import ConsentInfo
@@ -14,6 +15,16 @@ from appliance.tenancy.statements import Statement
 from appliance.tenancy.voices import VoiceInfo
 
 Digits = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}$")]
+
+
+def _is_file(part: object) -> object:
+    """A part without a file name is a field of text, and flask-openapi takes either."""
+    if not isinstance(part, File):
+        raise ValueError("must be sent as a file")  # noqa: TRY004 - pydantic makes a fault of it
+    return part
+
+
+Upload = Annotated[FileStorage, AfterValidator(_is_file)]
 RECORDING = "wav, flac, mp3, ogg (Opus, Vorbis, FLAC) or m4a, at most 20 MiB; its declared type is ignored."
 
 
@@ -28,7 +39,7 @@ class ConsentForm(Form):
 
     name: str = Field(description=f"A label of 1 to {consents.MAX_NAME} characters.")
     language: str = Field(description="Language of the statement that was read, as a tag of BCP 47.")
-    recording: FileStorage = Field(description=f"The speaker reading the statement: {RECORDING}")
+    recording: Upload = Field(description=f"The speaker reading the statement: {RECORDING}")
     purpose: str = Field(
         description=f"What the voice may be used for, 1 to {consents.MAX_PURPOSE} characters."
     )
@@ -43,14 +54,14 @@ class VoiceForm(Form):
 
     name: str = Field(description=f"A label of 1 to {voices.MAX_NAME} characters.")
     consent: str = Field(description="Id of the speaker's consent.")
-    audio_sample: list[FileStorage] = Field(description=f"Once for each sample: {RECORDING}")
+    audio_sample: list[Upload] = Field(description=f"Once for each sample: {RECORDING}")
     type: Literal["audio_sample"] = Field("audio_sample", description="Voices are made of samples only.")
 
 
 class SampleForm(Form):
     """What `POST /v1/audio/voices/{voice_id}/samples` takes."""
 
-    audio_sample: list[FileStorage] = Field(description=f"Once for each sample: {RECORDING}")
+    audio_sample: list[Upload] = Field(description=f"Once for each sample: {RECORDING}")
 
 
 class ConsentPath(BaseModel):

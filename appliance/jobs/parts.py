@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Protocol
 from appliance.jobs.errors import RefusedError
 from appliance.tenancy.gate import admit, is_tenants_voice
 from appliance.tenancy.refusals import Refusal
+from appliance.tenancy.voices import recondition
 
 if TYPE_CHECKING:
-    from appliance.engine.client import SpeechStream
+    from collections.abc import Sequence
+
+    from appliance.engine.client import HeardVoice, SpeechStream
     from appliance.identity.principal import Principal
     from appliance.tenancy.denials import Denials
     from appliance.tenancy.house import Tenancy
+    from appliance.tenancy.voices import Conditioner
 
 
 class Permit(Protocol):
@@ -37,6 +41,12 @@ class Gate(Protocol):
     def admit(self, tenancy: Tenancy, principal: Principal, voice: str) -> Permit:
         """Give leave. Raises RefusedError; anything else that it raises says nothing and is tried again."""
 
+    def hear_anew(self, tenancy: Tenancy, tenant: str, voice: str, ear: Conditioner) -> bytes:
+        """Have a tenant's voice heard by a model that has not heard it yet; return its conditioning.
+
+        Raises RefusedError, and EngineError from `ear`.
+        """
+
 
 class Engine(Protocol):
     """`appliance.engine.client.EngineClient`, as far as jobs use it."""
@@ -54,6 +64,11 @@ class Engine(Protocol):
         conditioning: bytes | None = None,
     ) -> SpeechStream:
         """Have a text spoken."""
+
+    def condition(
+        self, *, request_id: str, tenant: str, model: str, clips: Sequence[bytes], deadline: float
+    ) -> HeardVoice:
+        """Have a voice heard."""
 
 
 class Finish(Protocol):
@@ -87,5 +102,12 @@ class ConsentGate:
             return BuiltInVoice(voice)
         try:
             return admit(tenancy, principal, voice, denials=self._denials)
+        except Refusal as refusal:
+            raise RefusedError(refusal.code) from None
+
+    def hear_anew(self, tenancy: Tenancy, tenant: str, voice: str, ear: Conditioner) -> bytes:
+        """Replace the conditioning of a voice."""
+        try:
+            return recondition(tenancy, ear, tenant, voice)
         except Refusal as refusal:
             raise RefusedError(refusal.code) from None

@@ -31,6 +31,7 @@ from appliance.vault.errors import VaultError
 
 if TYPE_CHECKING:
     import threading
+    from collections.abc import Sequence
     from datetime import datetime
 
     from appliance.jobs.parts import Engine, Finish, Gate, Permit
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 log: structlog.stdlib.BoundLogger = structlog.get_logger("testudo.jobs")
 
 OUTPUT = "output"
+STALE = "conditioning_stale"
 LONGEST_PAUSE = timedelta(minutes=10)
 
 
@@ -72,6 +74,15 @@ class _Sound:
     milliseconds: int
     accelerator_ms: int
     watermarked: bool
+
+
+@dataclass(frozen=True)
+class _Anew:
+    """A permit with a conditioning that was made just now."""
+
+    conditioning: bytes | None
+    consent_id: str | None
+    voice: str | None = None
 
 
 def output_id(job: str, lease_token: str) -> str:
@@ -172,6 +183,30 @@ def _carry_out(workshop: Workshop, lease: Lease, watch: Watch) -> None:
 
 
 def _speak(
+    workshop: Workshop, payload: Payload, permit: Permit, *, tenant: str, speech: str, watch: Watch
+) -> _Sound:
+    try:
+        return _spoken(workshop, payload, permit, tenant=tenant, speech=speech, watch=watch)
+    except EngineRejected as error:
+        if error.code != STALE or permit.conditioning is None:
+            raise
+
+    def ear(tenant: str, clips: Sequence[bytes]) -> bytes:
+        heard = workshop.engine.condition(
+            request_id=speech,
+            tenant=tenant,
+            model=payload.order.model,
+            clips=clips,
+            deadline=workshop.settings.synthesis_deadline_seconds,
+        )
+        return heard.conditioning
+
+    heard = workshop.gate.hear_anew(workshop.tenancy, tenant, payload.order.voice, ear)
+    anew = _Anew(heard, permit.consent_id)
+    return _spoken(workshop, payload, anew, tenant=tenant, speech=speech, watch=watch)
+
+
+def _spoken(
     workshop: Workshop, payload: Payload, permit: Permit, *, tenant: str, speech: str, watch: Watch
 ) -> _Sound:
     order = payload.order

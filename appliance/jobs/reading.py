@@ -18,7 +18,6 @@ from appliance.vault.errors import VaultError
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from appliance.identity.principal import Principal
     from appliance.store.wall import TenantSession
     from appliance.tenancy.house import Tenancy
 
@@ -64,14 +63,14 @@ class Output:
     audio: bytes
 
 
-def get(tenancy: Tenancy, principal: Principal, job: str) -> SpeechJob:
+def get(tenancy: Tenancy, tenant: str, job: str) -> SpeechJob:
     """Look at one job. Raises JobError."""
-    with tenancy.store.session(principal.tenant, read_only=True) as session:
+    with tenancy.store.session(tenant, read_only=True) as session:
         row, speech = _find(session, job)
     return _seen(tenancy, row, speech)
 
 
-def page(tenancy: Tenancy, principal: Principal, *, limit: int, after: str | None = None) -> Page:
+def page(tenancy: Tenancy, tenant: str, *, limit: int, after: str | None = None) -> Page:
     """List the tenant's jobs in the order in which they become available, the latest first.
 
     A job that is tried again moves to the front. `after` is the id of the last job of the page before.
@@ -83,9 +82,9 @@ def page(tenancy: Tenancy, principal: Principal, *, limit: int, after: str | Non
         .order_by(Job.available_at.desc(), Job.id.desc())
         .limit(limit + 1)
     )
-    with tenancy.store.session(principal.tenant, read_only=True) as session:
+    with tenancy.store.session(tenant, read_only=True) as session:
         if after is not None:
-            last = session.get(Job, (principal.tenant, _id(after)))
+            last = session.get(Job, (tenant, _id(after)))
             if last is None:
                 raise JobError("invalid_cursor", "after must be the id of a job")
             statement = statement.where(
@@ -100,31 +99,29 @@ def page(tenancy: Tenancy, principal: Principal, *, limit: int, after: str | Non
     )
 
 
-def content(tenancy: Tenancy, principal: Principal, job: str) -> Output:
+def content(tenancy: Tenancy, tenant: str, job: str) -> Output:
     """Return what a job has made. Raises JobError, StoreError and VaultError."""
-    with tenancy.store.session(principal.tenant, read_only=True) as session:
+    with tenancy.store.session(tenant, read_only=True) as session:
         row, speech = _find(session, job)
     if row.state in UNFINISHED:
         raise JobError("job_not_finished", f"the job is {row.state}")
     if speech is None or speech.object is None or speech.details_sealed is None:
         raise JobError("job_has_no_audio", f"the job is {row.state} and has no audio")
-    details = tenancy.open_json(
-        speech.details_sealed, tenant=principal.tenant, kind="speech.details", id=speech.id
-    )
+    details = tenancy.open_json(speech.details_sealed, tenant=tenant, kind="speech.details", id=speech.id)
     try:
-        audio = tenancy.get_object(speech.object, tenant=principal.tenant)
+        audio = tenancy.get_object(speech.object, tenant=tenant)
     except ObjectMissingError:
         raise JobError("job_has_no_audio", "the job's audio has been erased") from None
     return Output(speech.id, speech.consent_id, details["format"], audio)
 
 
-def cancel(tenancy: Tenancy, principal: Principal, job: str) -> SpeechJob:
+def cancel(tenancy: Tenancy, tenant: str, job: str) -> SpeechJob:
     """End a job that has not ended; one that is being spoken stops within seconds.
 
     The same for one that is cancelled already. Raises JobError.
     """
-    with tenancy.store.session(principal.tenant) as session:
-        cancelled = queue.cancel(session, tenancy.now(), job=job)
+    with tenancy.store.session(tenant) as session:
+        cancelled = queue.cancel(session, tenancy.now(), job=_id(job))
         row, speech = _find(session, job)
     if not cancelled and row.state is not JobState.CANCELLED:
         raise JobError("job_finished", f"the job is {row.state}")

@@ -120,7 +120,7 @@ def submit(
         raise JobError("unknown_voice", "the voice is not there any more") from None
     if first == job and bell is not None:
         bell.ring(tenant, job)
-    return Submitted(get(tenancy, principal, first), replayed=first != job)
+    return Submitted(get(tenancy, tenant, first), replayed=first != job)
 
 
 def _key(who: str, given: str | None, request: bytes) -> str:

@@ -9,6 +9,8 @@ import grpc
 import numpy as np
 
 from appliance.engine.engine_pb2 import (
+    ClipsRequest,
+    ConditionResponse,
     Finished,
     Model,
     Started,
@@ -20,7 +22,6 @@ from appliance.engine.engine_pb2 import (
 from appliance.engine.engine_pb2_grpc import EngineServicer, add_EngineServicer_to_server
 
 RATE = 24_000
-ACCELERATOR_SECONDS = 0.25
 Speak = Callable[[SynthesizeRequest, grpc.ServicerContext], Iterator[SynthesizeResponse]]
 
 
@@ -87,6 +88,20 @@ def speak_too_long(_: SynthesizeRequest, context: grpc.ServicerContext) -> Itera
     context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "late")
 
 
+def refuse_stale(heard_by: bytes) -> Speak:
+    """Refuses conditioning that does not begin with `heard_by`, and speaks with the rest."""
+
+    def speak(request: SynthesizeRequest, context: grpc.ServicerContext) -> Iterator[SynthesizeResponse]:
+        if not request.conditioning.startswith(heard_by):
+            context.set_trailing_metadata(
+                (("testudo-field", "voice"), ("testudo-code", "conditioning_stale"))
+            )
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "another model has heard it")
+        yield from speak_tone(request, context)
+
+    return speak
+
+
 class FakeEngine(EngineServicer):
     """Set `speak` to choose what happens; `requests` and `cancelled` tell what did."""
 
@@ -104,6 +119,8 @@ class FakeEngine(EngineServicer):
         self.ready = True
         self.status_gate: threading.Event | None = None
         self.requests: list[SynthesizeRequest] = []
+        self.conditioning = b"heard"
+        self.clips: list[tuple[str, int, bytes]] = []
         self.called = threading.Event()
         self.cancelled = threading.Event()
 
@@ -126,3 +143,11 @@ class FakeEngine(EngineServicer):
         self.called.set()
         yield from self.speak(request, context)
         ended.set()
+
+    def Condition(  # noqa: N802
+        self, requests: Iterator[ClipsRequest], _context: grpc.ServicerContext
+    ) -> ConditionResponse:
+        header = next(requests).header
+        samples = b"".join(part.samples for part in requests)
+        self.clips.append((header.tenant, len(header.lengths), samples))
+        return ConditionResponse(conditioning=self.conditioning, accelerator_seconds=0.25)

@@ -14,6 +14,7 @@ from openapi_spec_validator import validate as validate_openapi
 
 from appliance.api.blueprint import PUBLIC, REQUIRED_SCOPE
 from appliance.api.problems import PROBLEMS
+from appliance.api.routes.speech import SPEECH_PROBLEMS
 from appliance.identity.principal import Scope
 
 
@@ -127,6 +128,12 @@ def test_the_served_document_is_valid_openapi_3_1(client: FlaskClient) -> None:
     assert document["openapi"].startswith("3.1")
     assert set(document["paths"]) == {
         SPEECH,
+        "/v1/audio/voice_consents",
+        "/v1/audio/voice_consents/{consent_id}",
+        "/v1/audio/voices",
+        "/v1/audio/voices/{voice_id}",
+        "/v1/audio/voices/{voice_id}/samples",
+        "/v1/consent_statements",
         "/v1/models",
         "/v1/models/{model_id}",
         "/v1/usage",
@@ -147,14 +154,21 @@ def test_the_served_document_is_valid_openapi_3_1(client: FlaskClient) -> None:
 
 def test_every_problem_of_a_speech_is_documented(client: FlaskClient) -> None:
     responses = client.get("/openapi.json").json["paths"][SPEECH]["post"]["responses"]
-    elsewhere = {
-        *("not_found", "method_not_allowed", "client_closed"),
-        *("confirmation_required", "unknown_target", "unknown_erasure", "unknown_hold"),
-        *("receipt_not_ready", "tenant_erased"),
-    }
-    for code, kind in PROBLEMS.items():
-        if code not in elsewhere:
-            described = responses[str(kind.status)]
-            assert f"`{code}`" in described["description"]
-            assert list(described["content"]) == ["application/problem+json"]
+    for code in SPEECH_PROBLEMS:
+        described = responses[str(PROBLEMS[code].status)]
+        assert f"`{code}`" in described["description"]
+        assert list(described["content"]) == ["application/problem+json"]
     assert "default" in responses
+
+
+def test_every_problem_is_documented_somewhere(client: FlaskClient) -> None:
+    operations = [
+        operation
+        for path in client.get("/openapi.json").json["paths"].values()
+        for operation in path.values()
+    ]
+    anywhere = {"not_found", "method_not_allowed", "client_closed"}
+    for code, kind in PROBLEMS.items():
+        if code not in anywhere:
+            told = [it["responses"].get(str(kind.status), {}).get("description", "") for it in operations]
+            assert any(f"`{code}`" in description for description in told), code

@@ -96,7 +96,7 @@ def create_speech_job(header: JobHeaders, body: SpeechRequest) -> Response:
 @needs(Scope.JOBS_READ)
 def list_speech_jobs(query: PageQuery) -> Response:
     """List the tenant's jobs, the newest first."""
-    page = reading.page(services().tenancy, caller(), limit=query.limit, after=query.after)
+    page = reading.page(services().tenancy, caller().tenant, limit=query.limit, after=query.after)
     data = [shown(job) for job in page.jobs]
     found = SpeechJobList(
         data=data,
@@ -117,7 +117,7 @@ def list_speech_jobs(query: PageQuery) -> Response:
 @needs(Scope.JOBS_READ)
 def retrieve_speech_job(path: JobPath) -> Response:
     """Show one job."""
-    return _answer(reading.get(services().tenancy, caller(), path.job_id))
+    return _answer(reading.get(services().tenancy, caller().tenant, path.job_id))
 
 
 @api.get(
@@ -145,7 +145,7 @@ def retrieve_speech_job(path: JobPath) -> Response:
 @needs(Scope.JOBS_READ)
 def retrieve_speech_job_content(path: JobPath) -> Response:
     """Fetch the audio of a job that has succeeded."""
-    output = reading.content(services().tenancy, caller(), path.job_id)
+    output = reading.content(services().tenancy, caller().tenant, path.job_id)
     record().format = output.audio_format
     response = Response(output.audio, content_type=FORMATS[output.audio_format].media_type)
     response.headers["x-output-id"] = output.id
@@ -166,7 +166,7 @@ def retrieve_speech_job_content(path: JobPath) -> Response:
 @needs(Scope.JOBS_WRITE)
 def cancel_speech_job(path: JobPath) -> Response:
     """End a job that has not ended."""
-    return _answer(reading.cancel(services().tenancy, caller(), path.job_id))
+    return _answer(reading.cancel(services().tenancy, caller().tenant, path.job_id))
 
 
 def _answer(job: reading.SpeechJob) -> Response:

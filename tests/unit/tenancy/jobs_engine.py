@@ -6,8 +6,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from jobs_world import whole
+
 from appliance.engine.engine_pb2 import SynthesizeResponse
-from tests.api.fake_engine import FakeEngine, chunk, finished, started, tone
+from tests.api.fake_engine import FakeEngine, chunk, started, tone
 
 PIECES = [tone(0.05)] * 20
 
@@ -17,7 +19,7 @@ def speak(*_: object) -> Iterator[SynthesizeResponse]:
     for piece in PIECES:
         yield chunk(piece)
         time.sleep(0.05)
-    yield finished(*PIECES)
+    yield whole(PIECES)
 
 
 engine = FakeEngine(Path(sys.argv[1]))

@@ -9,10 +9,10 @@ from sqlalchemy import select
 from tenancy_world import principal
 
 from appliance.engine.client import EngineClient
-from appliance.engine.engine_pb2 import SynthesizeRequest, SynthesizeResponse
+from appliance.engine.engine_pb2 import Finished, SynthesizeRequest, SynthesizeResponse
 from appliance.identity.principal import Principal
 from appliance.jobs.errors import RefusedError
-from appliance.jobs.parts import plain
+from appliance.jobs.parts import Gate, plain
 from appliance.jobs.payload import SpeechOrder
 from appliance.jobs.performance import Workshop
 from appliance.jobs.settings import JobsSettings
@@ -22,7 +22,7 @@ from appliance.store.tables import Job, JobState, Metric, Speech
 from appliance.store.usage import used
 from appliance.tenancy.house import Tenancy
 from appliance.tenancy.trail import chain
-from tests.api.fake_engine import FakeEngine
+from tests.api.fake_engine import FakeEngine, chunk, started, tone
 
 SECRET = "Zanzibar quokkas whisper."
 ALICE = principal("acme")
@@ -47,6 +47,7 @@ class Door:
     def __init__(self) -> None:
         self.refusal: str | None = None
         self.permit = Leave()
+        self.anew: list[tuple[str, str]] = []
         self.asked: list[tuple[Principal, str]] = []
 
     def admit(self, _tenancy: Tenancy, principal: Principal, voice: str) -> Leave:
@@ -55,13 +56,17 @@ class Door:
             raise RefusedError(self.refusal)
         return self.permit
 
+    def hear_anew(self, _tenancy: Tenancy, tenant: str, voice: str, _ear: object) -> bytes:
+        self.anew.append((tenant, voice))
+        return b"heard anew"
+
 
 def settings(engine: FakeEngine, **changes: Any) -> JobsSettings:
     values = {"engine_socket": engine.socket, "check_seconds": 0.05, "poll_seconds": 0.05} | changes
     return JobsSettings(**values)
 
 
-def make_workshop(tenancy: Tenancy, engine: FakeEngine, gate: Door, **changes: Any) -> Workshop:
+def make_workshop(tenancy: Tenancy, engine: FakeEngine, gate: Gate, **changes: Any) -> Workshop:
     chosen = settings(engine, **changes)
     queue = Queue(tenancy.store, lease=chosen.lease)
     return Workshop(tenancy, queue, EngineClient(engine.socket), gate, plain, chosen)
@@ -103,6 +108,19 @@ def made(tenancy: Tenancy, tenant: str = "acme") -> Made:
         ledger=tuple(str(entry.payload["speech"]) for entry in entries),
         accelerator_ms=spent,
     )
+
+
+def speak_well(*_: object) -> Iterator[SynthesizeResponse]:
+    """Half a second, in five chunks, for a quarter of a second of the accelerator, marked."""
+    parts = [tone(0.1)] * 5
+    yield started()
+    yield from map(chunk, parts)
+    yield whole(parts)
+
+
+def whole(parts: list[bytes]) -> SynthesizeResponse:
+    samples = sum(map(len, parts)) // 2
+    return SynthesizeResponse(finished=Finished(samples=samples, accelerator_seconds=0.25, watermark="fake"))
 
 
 def refuse(status: grpc.StatusCode, **metadata: str) -> Any:

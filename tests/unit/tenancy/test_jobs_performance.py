@@ -7,21 +7,40 @@ import wave
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from typing import cast
 
 import av
 import grpc
 import pytest
 import structlog
-from jobs_world import ALICE, SECRET, Door, Leave, look, made, make_workshop, put, refuse, state
+from jobs_world import (
+    ALICE,
+    EVE,
+    SECRET,
+    Door,
+    Leave,
+    look,
+    made,
+    make_workshop,
+    order,
+    put,
+    refuse,
+    speak_well,
+    state,
+)
 from sqlalchemy import update
 from structlog.typing import EventDict
+from tenancy_voices import Refused, give_consent, make_voice
 from tenancy_world import Clock
 
 from appliance.audio import FORMATS
+from appliance.engine.engine_pb2 import SynthesizeRequest, SynthesizeResponse
 from appliance.jobs import strays
-from appliance.jobs.errors import JobError
+from appliance.jobs.errors import JobError, RefusedError
+from appliance.jobs.parts import ConsentGate
 from appliance.jobs.performance import Workshop, output_id, perform
 from appliance.jobs.reading import cancel, content, get
+from appliance.jobs.submission import submit
 from appliance.ledger.export import export
 from appliance.logs import describe_exception
 from appliance.store import queue
@@ -29,9 +48,18 @@ from appliance.store.errors import ObjectMissingError
 from appliance.store.objects import ObjectKey
 from appliance.store.queue import Lease
 from appliance.store.tables import Job, JobState, Tenant, TenantState
+from appliance.tenancy import consents
+from appliance.tenancy.denials import Denials
 from appliance.tenancy.house import Tenancy
 from appliance.tenancy.trail import chain
-from tests.api.fake_engine import FakeEngine, finished, speak_and_fail, speak_and_wait, started, tone
+from tests.api.fake_engine import (
+    FakeEngine,
+    finished,
+    speak_and_fail,
+    speak_and_wait,
+    started,
+    tone,
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +72,7 @@ def running_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeEng
 @pytest.fixture
 def engine(running_engine: FakeEngine) -> FakeEngine:
     running_engine.reset()
+    running_engine.speak = speak_well
     return running_engine
 
 
@@ -111,9 +140,9 @@ def test_a_job_ends_with_one_sealed_result(tenancy: Tenancy, workshop: Workshop,
     assert entry["actor"] == f"key:{ALICE.key_id}"
     assert next(export(chain(tenancy.store, "acme"), tenancy.signer))
 
-    seen = get(tenancy, ALICE, job)
+    seen = get(tenancy, ALICE.tenant, job)
     assert (seen.status, seen.output_id, seen.error_code) == (JobState.SUCCEEDED, left.speeches[0], None)
-    output = content(tenancy, ALICE, job)
+    output = content(tenancy, ALICE.tenant, job)
     with wave.open(io.BytesIO(output.audio)) as file:
         assert (file.getnframes(), file.getframerate()) == (12_000, 24_000)
     assert b"RIFF" not in tenancy.objects.get(ObjectKey("acme", "output", output.id))
@@ -126,7 +155,7 @@ def test_a_job_ends_with_one_sealed_result(tenancy: Tenancy, workshop: Workshop,
 def test_every_format_is_a_whole_file(tenancy: Tenancy, workshop: Workshop, name: str) -> None:
     job = put(tenancy, audio_format=name)
     assert work(workshop) == "succeeded"
-    output = content(tenancy, ALICE, job)
+    output = content(tenancy, ALICE.tenant, job)
     assert output.audio_format == name
     if name == "pcm":
         assert output.audio == tone(0.1) * 5
@@ -151,7 +180,7 @@ def test_a_consent_goes_with_the_result(
     workshop = Workshop(tenancy, workshop.queue, workshop.engine, door, finish, workshop.settings)
     job = put(tenancy)
     assert work(workshop) == "succeeded"
-    output = content(tenancy, ALICE, job)
+    output = content(tenancy, ALICE.tenant, job)
     assert output.audio.endswith(b"manifest")
     assert output.consent_id == consent
     assert finishing == [("wav", output.id, consent)]
@@ -208,7 +237,7 @@ def test_a_cancelled_job_stops_being_spoken(
     job = put(tenancy)
     end = in_background(workshop)
     assert engine.called.wait(30)
-    assert cancel(tenancy, ALICE, job).status == "cancelled"
+    assert cancel(tenancy, ALICE.tenant, job).status == "cancelled"
     assert engine.cancelled.wait(30)
     assert end() == "lease_lost"
     assert state(tenancy, job) == ("cancelled", None)
@@ -226,7 +255,7 @@ def test_a_job_that_is_stopped_is_given_back_as_it_was(
     assert end() == "given_back"
     row = look(tenancy, job)
     assert (row.state, row.attempts, row.error_code) == ("queued", 0, None)
-    engine.reset()
+    engine.speak = speak_well
     assert work(workshop) == "succeeded"
 
 
@@ -272,7 +301,7 @@ def test_a_slow_claimant_drops_its_result_and_leaves_the_faster_ones(
     assert left.speeches == left.objects == left.ledger
     assert left.speeches != (output_id(job, lease.token),)
     assert left.accelerator_ms == 250
-    assert content(tenancy, ALICE, job).audio
+    assert content(tenancy, ALICE.tenant, job).audio
 
 
 def test_what_the_engine_rejects_fails_with_its_code(
@@ -284,6 +313,55 @@ def test_what_the_engine_rejects_fails_with_its_code(
     job = put(tenancy)
     assert work(workshop) == "unknown_voice"
     assert state(tenancy, job) == ("failed", "unknown_voice")
+
+
+def test_a_voice_that_the_model_has_not_heard_is_heard_anew(
+    tenancy: Tenancy, workshop: Workshop, engine: FakeEngine, door: Door
+) -> None:
+    door.permit = Leave(voice=None, conditioning=b"heard", consent_id="cons_" + "a" * 26)
+    stale = refuse(grpc.StatusCode.INVALID_ARGUMENT, testudo_field="voice", testudo_code="conditioning_stale")
+
+    def speak(request: SynthesizeRequest, context: grpc.ServicerContext) -> Iterator[SynthesizeResponse]:
+        return stale(request, context) if request.conditioning == b"heard" else speak_well()
+
+    engine.speak = speak
+    job = put(tenancy)
+    assert work(workshop) == "succeeded"
+    assert door.anew == [("acme", "demo")]
+    assert [request.conditioning for request in engine.requests] == [b"heard", b"heard anew"]
+    assert content(tenancy, ALICE.tenant, job).consent_id == door.permit.consent_id
+
+
+def test_a_real_consent_that_ends_ends_its_jobs(
+    tenancy: Tenancy, engine: FakeEngine, gate: threading.Event
+) -> None:
+    """By the gate of tenancy: the job that speaks and the one that waits; no other can be submitted."""
+    consent = give_consent(tenancy)
+    voice = make_voice(tenancy, consent.id).id
+    shop = make_workshop(tenancy, engine, ConsentGate(cast("Denials", Refused())))
+    spoken = submit(tenancy, ALICE, order(voice=voice), gate=shop.gate).job.id
+    assert work(shop) == "succeeded"
+    assert engine.requests[0].conditioning == b"heard"
+    assert content(tenancy, "acme", spoken).consent_id == consent.id
+    with pytest.raises(RefusedError, match="unknown_voice"):
+        submit(tenancy, EVE, order(voice=voice), gate=shop.gate)
+
+    engine.speak = speak_and_wait(gate, tone(0.1), b"")
+    engine.called.clear()
+    running, waiting = (
+        submit(tenancy, ALICE, order(voice=voice), gate=shop.gate, deduplicate=False).job.id for _ in range(2)
+    )
+    end = in_background(shop)
+    assert engine.called.wait(30)
+    assert consents.revoke(tenancy, "acme", consent.id, actor="system:test")
+    assert engine.cancelled.wait(30)
+    assert end() == "consent_ended"
+    assert work(shop) == "consent_ended"
+    for job in (running, waiting):
+        assert state(tenancy, job) == ("cancelled", "consent_ended")
+    assert len(made(tenancy).speeches) == 1
+    with pytest.raises(RefusedError, match="consent_ended"):
+        submit(tenancy, ALICE, order("Again.", voice=voice), gate=shop.gate)
 
 
 def test_an_engine_that_fails_is_tried_again_with_growing_pauses(
@@ -376,17 +454,18 @@ def test_a_suspended_tenants_job_is_cancelled(
 def test_erased_audio_is_gone(tenancy: Tenancy, workshop: Workshop) -> None:
     job = put(tenancy)
     work(workshop)
-    output = content(tenancy, ALICE, job)
+    output = content(tenancy, ALICE.tenant, job)
     tenancy.objects.delete_all("acme", "output")
     with pytest.raises(JobError, match="erased"):
-        content(tenancy, ALICE, job)
+        content(tenancy, ALICE.tenant, job)
     with pytest.raises(ObjectMissingError):
         tenancy.objects.get(ObjectKey("acme", "output", output.id))
 
 
 def test_strays_are_removed_and_nothing_else(tenancy: Tenancy, workshop: Workshop) -> None:
-    done, under_way = put(tenancy), put(tenancy)
+    done = put(tenancy)
     work(workshop)
+    under_way = put(tenancy)
     lease = claim(workshop)
     theirs = output_id(lease.job, lease.token)
     stray = output_id(lease.job, "of a dead claimant")
@@ -394,7 +473,7 @@ def test_strays_are_removed_and_nothing_else(tenancy: Tenancy, workshop: Worksho
         tenancy.put_object(b"sound", tenant="acme", kind="output", id=name)
     tenancy.put_object(b"sound", tenant="globex", kind="output", id=stray)
     assert strays.remove(tenancy, "acme") == 1
-    assert set(made(tenancy).objects) == {theirs, content(tenancy, ALICE, done).id}
+    assert set(made(tenancy).objects) == {theirs, content(tenancy, ALICE.tenant, done).id}
     assert made(tenancy, "globex").objects == (stray,)
     with tenancy.store.session("acme") as session:
         queue.cancel(session, tenancy.now(), job=under_way)

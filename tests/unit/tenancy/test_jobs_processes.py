@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs_world import ALICE, SECRET, Door, look, made, make_workshop, order, put, state
+from jobs_world import ALICE, SECRET, Door, look, made, make_workshop, order, put, speak_well, state
 from sqlalchemy import func, select
 
 from appliance.jobs import strays
@@ -69,6 +69,7 @@ def present(tenancy: Tenancy) -> Tenancy:
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[FakeEngine]:
     engine = FakeEngine(tmp_path / "engine.sock")
+    engine.speak = speak_well
     yield engine
     engine.close()
 
@@ -110,7 +111,7 @@ def until(condition: Callable[[], bool]) -> None:
 def one_result(tenancy: Tenancy, job: str) -> None:
     left = made(tenancy)
     assert len(left.speeches) == 1
-    assert left.speeches == left.objects == left.ledger == (content(tenancy, ALICE, job).id,)
+    assert left.speeches == left.objects == left.ledger == (content(tenancy, ALICE.tenant, job).id,)
     assert left.accelerator_ms == 250
 
 

@@ -47,7 +47,7 @@ def test_a_job_is_kept_as_it_was_asked_for(tenancy: Tenancy) -> None:
     assert (job.status, job.attempts, job.created_at, job.finished_at) == (JobState.QUEUED, 0, NOW, None)
     assert (job.model, job.voice, job.audio_format) == ("fake", "demo", "wav")
     assert (job.characters, job.output_id, job.error_code) == (len(SECRET), None, None)
-    assert get(tenancy, ALICE, job.id) == get(tenancy, BOB, job.id) == job
+    assert get(tenancy, ALICE.tenant, job.id) == get(tenancy, BOB.tenant, job.id) == job
 
 
 def test_the_row_tells_neither_text_nor_caller(tenancy: Tenancy) -> None:
@@ -140,7 +140,7 @@ def test_a_tenant_cannot_fill_the_queue(tenancy: Tenancy, monkeypatch: pytest.Mo
     ours = [put(tenancy) for _ in range(2)]
     refused("too_many_jobs", lambda: submit(tenancy, ALICE, order(), "k", gate=GATE))
     put(tenancy, EVE)
-    cancel(tenancy, ALICE, ours[0])
+    cancel(tenancy, ALICE.tenant, ours[0])
     assert not submit(tenancy, ALICE, order(), "k", gate=GATE).replayed
 
 
@@ -168,7 +168,7 @@ def test_pages_show_each_job_once_the_newest_first(tenancy: Tenancy, clock: Cloc
     seen: list[str] = []
     after = None
     while True:
-        found = page(tenancy, ALICE, limit=2, after=after)
+        found = page(tenancy, ALICE.tenant, limit=2, after=after)
         assert len(found.jobs) == 2
         seen += [job.id for job in found.jobs]
         after = seen[-1]
@@ -176,30 +176,30 @@ def test_pages_show_each_job_once_the_newest_first(tenancy: Tenancy, clock: Cloc
             break
     assert sorted(seen) == sorted(made)
     assert [made.index(job) // 2 for job in seen] == [2, 2, 1, 1, 0, 0]
-    assert all(job.created_at for job in page(tenancy, ALICE, limit=100).jobs)
+    assert all(job.created_at for job in page(tenancy, ALICE.tenant, limit=100).jobs)
 
 
 def test_foreign_jobs_are_not_there(tenancy: Tenancy) -> None:
     job = put(tenancy)
     for name in (job, new_id("job"), "../x", "job_\0", ""):
         for call in (get, content, cancel):
-            refused("job_not_found", lambda name=name, call=call: call(tenancy, EVE, name))
-        refused("invalid_cursor", lambda name=name: page(tenancy, EVE, limit=1, after=name))
-    assert page(tenancy, EVE, limit=100).jobs == ()
+            refused("job_not_found", lambda name=name, call=call: call(tenancy, EVE.tenant, name))
+        refused("invalid_cursor", lambda name=name: page(tenancy, EVE.tenant, limit=1, after=name))
+    assert page(tenancy, EVE.tenant, limit=100).jobs == ()
     assert state(tenancy, job) == ("queued", None)
 
 
 def test_a_job_is_cancelled_once_and_for_good(tenancy: Tenancy, clock: Clock) -> None:
     job = put(tenancy)
-    refused("job_not_finished", lambda: content(tenancy, ALICE, job))
+    refused("job_not_finished", lambda: content(tenancy, ALICE.tenant, job))
     clock.forward(seconds=5)
-    ended = cancel(tenancy, BOB, job)
+    ended = cancel(tenancy, BOB.tenant, job)
     assert (ended.status, ended.finished_at) == (JobState.CANCELLED, clock())
-    assert cancel(tenancy, ALICE, job) == ended
-    refused("job_has_no_audio", lambda: content(tenancy, ALICE, job))
+    assert cancel(tenancy, ALICE.tenant, job) == ended
+    refused("job_has_no_audio", lambda: content(tenancy, ALICE.tenant, job))
     with tenancy.store.operator_session() as session:
         session.execute(update(Job).values(state=JobState.FAILED))
-    refused("job_finished", lambda: cancel(tenancy, ALICE, job))
+    refused("job_finished", lambda: cancel(tenancy, ALICE.tenant, job))
 
 
 def test_a_payload_of_another_row_is_not_shown(tenancy: Tenancy) -> None:
@@ -207,6 +207,6 @@ def test_a_payload_of_another_row_is_not_shown(tenancy: Tenancy) -> None:
     with tenancy.store.operator_session() as session:
         swapped = session.scalars(select(Job).where(Job.id == other)).one().payload_sealed
         session.execute(update(Job).where(Job.id == job).values(payload_sealed=swapped))
-    seen = get(tenancy, ALICE, job)
+    seen = get(tenancy, ALICE.tenant, job)
     assert (seen.status, seen.voice, seen.created_at, seen.characters) == ("queued", None, None, None)
-    assert {one.characters for one in page(tenancy, ALICE, limit=9).jobs} == {None, len("Other.")}
+    assert {one.characters for one in page(tenancy, ALICE.tenant, limit=9).jobs} == {None, len("Other.")}
