@@ -164,6 +164,7 @@ def import_keyring(tenancy: Tenancy, keyring: Keyring, *, actor: str) -> list[st
     taken = []
     for record in keyring.keys:
         if record.state(now) == "active" and tenancy.store.find_key(record.id) is None:
+            tenants.refuse_reserved(record.tenant)
             tenants.ensure(tenancy, record.tenant, actor=actor)
             if _import(tenancy, record, actor):
                 taken.append(record.id)

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from appliance.ledger.events import TenantCreated, TenantResumed, TenantSuspended
 from appliance.store.ids import TENANT
 from appliance.store.tables import Plan, Tenant, TenantState
+from appliance.store.wall import lock
 from appliance.tenancy import trail
 from appliance.tenancy.administration import AdministrationError, checked_name
 from appliance.tenancy.house import SYSTEM_TENANT
@@ -86,7 +87,7 @@ def standing(tenancy: Tenancy, tenant: str) -> Standing | None:
 def require_served(tenancy: Tenancy, tenant: str) -> None:
     """Raise AdministrationError where nothing can be given to a tenant."""
     checked_name("tenant", tenant)
-    _refuse_reserved(tenant)
+    refuse_reserved(tenant)
     with tenancy.store.session(tenant, read_only=True) as session:
         state = session.scalars(select(Tenant.state).where(Tenant.id == tenant)).one_or_none()
     if state is None:
@@ -100,7 +101,7 @@ def create(tenancy: Tenancy, tenant: str, *, plan: str = STANDARD, actor: str) -
 
     A creation that was cut short before the tenant had its key is finished by the next.
     """
-    _refuse_reserved(tenant)
+    refuse_reserved(tenant)
     if not ensure(tenancy, tenant, plan=plan, actor=actor):
         raise AdministrationError("tenant_exists", f"there is a tenant {tenant}")
     return find(tenancy, tenant)
@@ -110,6 +111,7 @@ def ensure(tenancy: Tenancy, tenant: str, *, plan: str = STANDARD, actor: str) -
     """Make a tenant and its key where either is missing; False where neither was. Raises as `create`."""
     checked_name("tenant", tenant)
     with tenancy.store.operator_session() as session:
+        lock(session.connection(), tenant, "tenant")  # machines of a fleet are set up at once
         if session.get(Plan, plan) is None:
             raise AdministrationError("unknown_plan", "no such plan; `testudo plan list` shows all")
         row = session.get(Tenant, tenant)
@@ -149,7 +151,7 @@ def resume(tenancy: Tenancy, tenant: str, *, actor: str) -> bool:
 
 
 def _turn(tenancy: Tenancy, tenant: str, state: TenantState, event: TenantSuspended | TenantResumed) -> bool:
-    _refuse_reserved(tenant)
+    refuse_reserved(tenant)
     with tenancy.store.operator_session() as session:
         row = _require(session, tenant)
         if row.state is TenantState.ERASED:
@@ -161,7 +163,8 @@ def _turn(tenancy: Tenancy, tenant: str, state: TenantState, event: TenantSuspen
         return True
 
 
-def _refuse_reserved(tenant: str) -> None:
+def refuse_reserved(tenant: str) -> None:
+    """Raise AdministrationError for the tenant that is the appliance's own."""
     if tenant == SYSTEM_TENANT:
         raise AdministrationError(
             "tenant_reserved", f"{tenant} is the appliance's own; nobody can call as it"

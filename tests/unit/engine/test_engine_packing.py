@@ -124,6 +124,14 @@ def test_other_shapes_types_and_parts_are_refused(change: Callable[[dict[str, Te
     assert refusal(rewritten(change)) == "conditioning_invalid"
 
 
+def test_same_voice_written_otherwise_is_refused() -> None:
+    """Two readers could understand it differently: a name twice, or more in the header than is read."""
+    length = int.from_bytes(PACKED[:8], "little")
+    spaced = (length + 8).to_bytes(8, "little") + PACKED[8 : 8 + length] + b" " * 8 + PACKED[8 + length :]
+    assert refusal(spaced) == "conditioning_invalid"
+    assert refusal(rewritten(lambda _: None).replace(b'"cvvp"', b'"cvv\\u0070"')) == "conditioning_invalid"
+
+
 def test_other_versions_and_writers_are_refused() -> None:
     assert refusal(rewritten(lambda _: None, "2 tortoise-tiny")) == "conditioning_invalid"
     assert refusal(save(load(PACKED))) == "conditioning_invalid"
