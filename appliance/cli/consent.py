@@ -1,76 +1,62 @@
-"""`testudo consent`: what speakers have permitted, and an end to it."""
+"""`testudo consent`."""
+
+# ruff: noqa: PLC0415 - see `state`
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
-from appliance.cli.tenant_state import AsJson, Tenant, opened, table
-from appliance.tenancy import consents
-from appliance.tenancy.consents import ConsentInfo
-from appliance.tenancy.pages import DEFAULT_PAGE, MAX_PAGE
+from appliance.cli.state import ACTOR, AsJson, opened, show
 
 app = typer.Typer(help="Consents of a tenant: list, show, revoke.", no_args_is_help=True)
 
-ConsentId = Annotated[str, typer.Argument(help="cons_…", metavar="CONSENT")]
-ACTOR = "system:operator"
+Tenant = Annotated[str, typer.Option(help="Whose they are.")]
+Consent = Annotated[str, typer.Argument(help="Its id, cons_…", metavar="CONSENT")]
+COLUMNS = ("id", "state", "name", "speaker", "purpose", "expires_at")
 
 
 @app.command(name="list")
 def list_consents(
     tenant: Tenant,
-    limit: Annotated[int, typer.Option(min=1, max=MAX_PAGE, help="How many.")] = DEFAULT_PAGE,
-    after: Annotated[str | None, typer.Option(help="The last id of the page before.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
+    after: Annotated[str | None, typer.Option(help="Go on after this id.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List consents, the newest days first."""
+    """List consents, ended ones too, the newest days first."""
+    from appliance.tenancy import consents
+
     with opened() as tenancy:
         page = consents.listing(tenancy, tenant, after=after, limit=limit)
-    if as_json:
-        shown = {"data": [_fields(info) for info in page.items], "has_more": page.has_more}
-        typer.echo(json.dumps(shown, ensure_ascii=False))
-        return
-    rows = [(it.id, it.state, it.speaker, it.purpose, f"{it.expires_at:%Y-%m-%d}") for it in page.items]
-    table(("consent", "state", "speaker", "purpose", "expires"), rows, has_more=page.has_more)
+    show([asdict(info) for info in page.items], COLUMNS, as_json=as_json)
+    if page.has_more:
+        typer.echo(f"There are more: add --after {page.items[-1].id}", err=True)
 
 
-@app.command()
-def show(tenant: Tenant, consent: ConsentId, as_json: AsJson = False) -> None:
+@app.command(name="show")
+def show_consent(consent: Consent, tenant: Tenant, as_json: AsJson = False) -> None:
     """Show one consent."""
+    from appliance.tenancy import consents
+
     with opened() as tenancy:
-        fields = _fields(consents.get(tenancy, tenant, consent))
-    if as_json:
-        typer.echo(json.dumps(fields, ensure_ascii=False))
-    else:
-        table(("", ""), [(name, str(value)) for name, value in fields.items()])
+        found = consents.get(tenancy, tenant, consent)
+    show([asdict(found)], COLUMNS, as_json=as_json)
+    if not as_json:
+        typer.echo(f"The speaker had to read: {found.statement}")
 
 
 @app.command()
 def revoke(
+    consent: Consent,
     tenant: Tenant,
-    consent: ConsentId,
-    by_speaker: Annotated[bool, typer.Option("--by-speaker", help="The speaker asked for it.")] = False,
+    by_speaker: Annotated[bool, typer.Option("--by-speaker", help="The speaker has asked for it.")] = False,
 ) -> None:
     """End a consent: its voices fall silent within a second, also in streams that are running."""
+    from appliance.tenancy import consents
+
     because: consents.Because = "revoked_by_speaker" if by_speaker else "revoked_by_operator"
     with opened() as tenancy:
         changed = consents.revoke(tenancy, tenant, consent, actor=ACTOR, because=because)
-    typer.echo(f"revoked {consent}" if changed else f"{consent} is already revoked; nothing was changed")
-
-
-def _fields(info: ConsentInfo) -> dict[str, Any]:
-    return {
-        "id": info.id,
-        "state": info.state,
-        "name": info.name,
-        "speaker": info.speaker,
-        "purpose": info.purpose,
-        "language": info.language,
-        "statement": info.statement,
-        "seconds": info.seconds,
-        "created_at": info.created_at.isoformat(),
-        "expires_at": info.expires_at.isoformat(),
-        "revoked_at": info.revoked_at.isoformat() if info.revoked_at else None,
-    }
+    typer.echo(f"{consent} is revoked" if changed else f"{consent} was revoked already; nothing was changed")

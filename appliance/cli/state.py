@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,6 +51,7 @@ def explained() -> Iterator[None]:
     from appliance.provenance.errors import ProvenanceError
     from appliance.store.errors import StoreError
     from appliance.tenancy.administration import AdministrationError
+    from appliance.tenancy.refusals import Refusal
     from appliance.tenancy.settings import TenancySettingsError
     from appliance.vault.errors import VaultError
 
@@ -57,7 +59,7 @@ def explained() -> Iterator[None]:
         yield
     except (TenancySettingsError, KeyringError) as error:
         message = str(error)
-    except (AdministrationError, ProvenanceError, StoreError, VaultError) as error:
+    except (AdministrationError, ProvenanceError, Refusal, StoreError, VaultError) as error:
         message = f"{error} [{error.code}]"
     except SQLAlchemyError as error:
         message = f"the database does not answer ({type(error).__name__}); see TESTUDO_DATABASE, or try again"
@@ -76,5 +78,6 @@ def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, as_json: boo
         return
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*("none" if row[column] is None else str(row[column]) for column in columns))
+        # As text: what a caller has named is no markup of the terminal's.
+        table.add_row(*(Text("none" if row[column] is None else str(row[column])) for column in columns))
     Console(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(table)

@@ -1,67 +1,55 @@
-"""`testudo voice`: tenants' voices."""
+"""`testudo voice`."""
+
+# ruff: noqa: PLC0415 - see `state`
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
-from appliance.cli.tenant_state import AsJson, Tenant, opened, table
-from appliance.tenancy import voices
-from appliance.tenancy.pages import DEFAULT_PAGE, MAX_PAGE
-from appliance.tenancy.voices import VoiceInfo
+from appliance.cli.state import ACTOR, AsJson, opened, show
 
 app = typer.Typer(help="Voices of a tenant: list, show, delete.", no_args_is_help=True)
 
-VoiceId = Annotated[str, typer.Argument(help="voice_…", metavar="VOICE")]
-ACTOR = "system:operator"
+Tenant = Annotated[str, typer.Option(help="Whose they are.")]
+Voice = Annotated[str, typer.Argument(help="Its id, voice_…", metavar="VOICE")]
+COLUMNS = ("id", "state", "name", "consent_id", "samples", "seconds", "created_at")
 
 
 @app.command(name="list")
 def list_voices(
     tenant: Tenant,
-    limit: Annotated[int, typer.Option(min=1, max=MAX_PAGE, help="How many.")] = DEFAULT_PAGE,
-    after: Annotated[str | None, typer.Option(help="The last id of the page before.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
+    after: Annotated[str | None, typer.Option(help="Go on after this id.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List voices, the newest days first."""
+    from appliance.tenancy import voices
+
     with opened() as tenancy:
         page = voices.listing(tenancy, tenant, after=after, limit=limit)
-    if as_json:
-        shown = {"data": [_fields(info) for info in page.items], "has_more": page.has_more}
-        typer.echo(json.dumps(shown, ensure_ascii=False))
-        return
-    rows = [(it.id, it.state, it.name, it.consent_id, f"{it.seconds:.1f} s") for it in page.items]
-    table(("voice", "state", "name", "consent", "samples"), rows, has_more=page.has_more)
+    show([asdict(info) for info in page.items], COLUMNS, as_json=as_json)
+    if page.has_more:
+        typer.echo(f"There are more: add --after {page.items[-1].id}", err=True)
 
 
-@app.command()
-def show(tenant: Tenant, voice: VoiceId, as_json: AsJson = False) -> None:
+@app.command(name="show")
+def show_voice(voice: Voice, tenant: Tenant, as_json: AsJson = False) -> None:
     """Show one voice."""
+    from appliance.tenancy import voices
+
     with opened() as tenancy:
-        fields = _fields(voices.get(tenancy, tenant, voice))
-    if as_json:
-        typer.echo(json.dumps(fields, ensure_ascii=False))
-    else:
-        table(("", ""), [(name, str(value)) for name, value in fields.items()])
+        found = voices.get(tenancy, tenant, voice)
+    show([asdict(found)], COLUMNS, as_json=as_json)
 
 
 @app.command()
-def delete(tenant: Tenant, voice: VoiceId) -> None:
-    """Delete a voice with its samples; it falls silent within a second."""
+def delete(voice: Voice, tenant: Tenant) -> None:
+    """Delete a voice with its samples; it falls silent within a second, also in streams that are running."""
+    from appliance.tenancy import voices
+
     with opened() as tenancy:
         voices.remove(tenancy, tenant, voice, actor=ACTOR)
-    typer.echo(f"deleted {voice}")
-
-
-def _fields(info: VoiceInfo) -> dict[str, Any]:
-    return {
-        "id": info.id,
-        "state": info.state,
-        "name": info.name,
-        "consent": info.consent_id,
-        "samples": info.samples,
-        "seconds": info.seconds,
-        "created_at": info.created_at.isoformat(),
-    }
+    typer.echo(f"{voice} is deleted")

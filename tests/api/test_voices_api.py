@@ -16,6 +16,9 @@ from fake_engine import FakeEngine, refuse_stale, speak_and_wait, tone
 from flask.testing import FlaskClient
 from werkzeug import formparser
 
+from appliance.api.app import create_app
+from appliance.api.settings import ApiSettings
+from appliance.engine.client import EngineClient
 from appliance.ledger.entry import Entry
 from appliance.store.ids import new_id
 from appliance.tenancy import consents, trail
@@ -268,12 +271,21 @@ def test_forms_that_are_none(client: FlaskClient, name: str) -> None:
     assert client.application.extensions["testudo"].uploads.acquire(blocking=False)
 
 
-def test_a_form_has_its_limit_and_json_its_own(client: FlaskClient) -> None:
-    limit = client.application.extensions["testudo"].settings.max_upload_bytes
-    length = {"CONTENT_LENGTH": str(limit + 1)}
-    response = client.post(CONSENTS, content_type=FORM, environ_overrides=length)
-    assert response.status_code == 413
-    assert f"{limit} bytes" in response.json["detail"]
+def test_a_form_has_its_limit_and_json_its_own(
+    settings: ApiSettings, state: State, engine: FakeEngine, key: str
+) -> None:
+    small = settings.model_copy(update={"max_upload_bytes": 1_048_576})
+    client = create_app(small, state.tenancy, EngineClient(settings.engine_socket)).test_client()
+    client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {key}"
+    chunked = {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
+    for length, status in ((1_048_577, 413), (1_048_576, 400)):
+        body = multipart(part("recording", bytes(length - 80), '; filename="x"'))["data"]
+        assert len(body) == length
+        for environment in ({}, chunked):
+            stream = {"input_stream": io.BytesIO(body), "environ_overrides": environment}
+            response = client.post(CONSENTS, content_type=FORM, content_length=length, **stream)
+            assert response.status_code == status, response.json
+            assert status == 400 or "1048576 bytes" in response.json["detail"]
     body = multipart(part("input"))["data"]
     for path in (SPEECH, "/v1/models"):
         wrong = client.post(path, data=body, content_type=FORM)
