@@ -89,12 +89,7 @@ def gateway(
 @pytest.fixture
 def limited(state: State) -> Callable[..., str]:
     """Makes a tenant of its own plan; returns a key of it."""
-    made = iter(range(1000))
-
-    def make(**limits: int) -> str:
-        return state.tenant(f"limited-{id(made)}-{next(made)}", **limits)
-
-    return make
+    return lambda **limits: state.tenant(f"limited-{next(state.numbers)}", **limits)
 
 
 def tenant_of(state: State, key: str) -> str:
