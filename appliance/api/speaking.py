@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 import structlog
@@ -10,8 +10,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from appliance.api.context import caller, record, services
 from appliance.api.problems import Problem
+from appliance.api.quota import charge
 from appliance.api.voices import conditioner
-from appliance.engine.client import EngineCancelled, EngineError, EngineRejected
+from appliance.engine.client import EngineCancelled, EngineRejected
 from appliance.ledger.errors import LedgerError
 from appliance.store.errors import StoreError
 from appliance.tenancy import speeches, voices
@@ -104,10 +105,7 @@ class Utterance:
         if self._speech is None:
             return
         self._speech.close()
-        seconds = 0.0
-        with suppress(EngineError):
-            seconds = self._speech.accelerator_seconds
-        self._account.charge(seconds)
+        seconds = charge(self._account, self._speech)
         if self._record.first_audio_ms is not None:
             self._write(self._speech, seconds)
 

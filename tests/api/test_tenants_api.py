@@ -7,9 +7,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from api_server import SPEECH, ApiServer
+from api_server import SPEECH, ApiServer, until
 from api_state import ACTOR, State
-from fake_engine import FakeEngine, chunk, speak_and_fail, started, tone
+from fake_engine import FakeEngine, chunk, finished, speak_and_fail, started, tone
 from flask.testing import FlaskClient
 
 from appliance.api.app import create_app
@@ -89,12 +89,7 @@ def gateway(
 @pytest.fixture
 def limited(state: State) -> Callable[..., str]:
     """Makes a tenant of its own plan; returns a key of it."""
-    made = iter(range(1000))
-
-    def make(**limits: int) -> str:
-        return state.tenant(f"limited-{id(made)}-{next(made)}", **limits)
-
-    return make
+    return lambda **limits: state.tenant(f"limited-{next(state.numbers)}", **limits)
 
 
 def tenant_of(state: State, key: str) -> str:
@@ -167,7 +162,7 @@ def test_characters_are_paid_for_what_was_spoken(
     assert client.post(SPEECH, json=speech | {"input": "1234"}, headers=bearer(key)).status_code == 500
     assert characters(state, tenant) == 6
     engine.speak = speak_and_fail
-    body = client.post(SPEECH, json=speech | {"input": "1234"}, headers=bearer(key), buffered=False)
+    body = client.post(SPEECH, json=speech | {"input": "1234"}, headers=bearer(key))
     with pytest.raises(Exception, match="failed"):
         list(body.iter_encoded())
     body.close()
@@ -183,7 +178,7 @@ def test_streams_of_a_tenant_are_bounded(
 ) -> None:
     key = limited(concurrent_streams=1)
     engine.speak = lambda *_: iter([started(), chunk(tone(0.1)), chunk(tone(0.1))])
-    running = client.post(SPEECH, json=speech, headers=bearer(key), buffered=False)
+    running = client.post(SPEECH, json=speech, headers=bearer(key))
     assert running.status_code == 200
     refused = client.post(SPEECH, json=speech, headers=bearer(key))
     assert (refused.status_code, refused.json["code"]) == (429, "too_many_streams")
@@ -205,6 +200,30 @@ def test_the_accelerators_time_is_refused_when_it_is_used_up(
     refused = client.post(SPEECH, json=speech, headers=bearer(limited(accelerator_ms_per_month=0)))
     assert (refused.status_code, refused.json["code"]) == (429, "quota_accelerator")
     assert not engine.requests
+
+
+def test_the_accelerators_time_is_charged_however_a_speech_ends(
+    client: FlaskClient,
+    engine: FakeEngine,
+    speech: dict[str, object],
+    limited: Callable[..., str],
+) -> None:
+    key = limited(accelerator_ms_per_month=1000)
+
+    def spent() -> float:
+        used: float = client.get(USAGE, headers=bearer(key)).json["accelerator_seconds"]["used"]
+        return used
+
+    part = tone(0.1)
+    engine.speak = lambda *_: iter([started(), chunk(part), finished(part, accelerator_seconds=0.25)])
+    assert client.post(SPEECH, json=speech, headers=bearer(key)).data == part
+    assert spent() == 0.25
+    engine.speak = lambda *_: iter([started(), chunk(part), chunk(part)])
+    engine.usage = 0.75
+    client.post(SPEECH, json=speech, headers=bearer(key)).close()
+    assert spent() == 1
+    refused = client.post(SPEECH, json=speech, headers=bearer(key))
+    assert refused.json["code"] == "quota_accelerator"
 
 
 def test_usage(client: FlaskClient, state: State, limited: Callable[..., str]) -> None:
@@ -335,18 +354,15 @@ def test_refusals_are_in_the_ledger(client: FlaskClient, state: State) -> None:
 def test_a_plan_reaches_a_running_server_within_its_bound(
     server: ApiServer, state: State, limited: Callable[..., str]
 ) -> None:
-    """Gunicorn, with what it remembers left at its default."""
-    key = limited(requests_per_minute=1000)
+    """Gunicorn, with what it remembers left at its default: a plan, and then a key."""
+    key = limited(requests_per_minute=1_000_000)
     with server.client(key) as client:
         assert client.get("/v1/models").status_code == 200
         plan = client.get(USAGE).json()["plan"]
         plans.change(state.tenancy, plan, Limits(requests_per_minute=0), 90, actor=ACTOR)
-        for _ in range(600):
-            answer = client.get("/v1/models")
-            if answer.status_code == 429:
-                break
-        assert answer.json()["code"] == "rate_limited"
+        until(lambda: client.get("/v1/models").status_code == 429)
         keys.revoke(state.tenancy, key.split("_")[1], actor=ACTOR)
+        until(lambda: client.get("/v1/models").status_code == 401)
 
 
 def test_behind_a_gateway_without_its_keys_nobody_could_call(monkeypatch: pytest.MonkeyPatch) -> None:
