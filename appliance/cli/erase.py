@@ -54,7 +54,6 @@ def request(
     confirm: Annotated[
         str | None, typer.Option(help="To erase a whole tenant: its name once more; else you are asked.")
     ] = None,
-    later: Annotated[bool, typer.Option("--later", help="Leave the work to `testudo erase run`.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Erase a voice, a consent with its voices, a principal (subject), or a whole tenant."""
@@ -68,8 +67,7 @@ def request(
             raise typer.Exit(2)
     with opened() as tenancy:
         status = erasure.request(tenancy, tenant, actor=ACTOR, target=stored_target(target), target_id=found)
-        if not later:
-            status = run_with_progress(tenancy, tenant, status)
+        status = run_with_progress(tenancy, tenant, status)
     show([asdict(status)], COLUMNS, as_json=as_json)
     if not as_json:
         typer.echo(_next_step(tenant, status))
@@ -93,10 +91,8 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Go on with what is pending, was cut off, or waited for a legal hold. For the operator."""
-    from appliance.tenancy import tenants
-
     with opened() as tenancy:
-        names = [found.id for found in tenants.every(tenancy)] if tenant is None else [tenant]
+        names = chosen(tenancy, tenant)
         done, failed = run_unfinished(tenancy, names)
     show([{"tenant": name, **asdict(status)} for name, status in done], ("tenant", *COLUMNS), as_json=as_json)
     if not as_json:
@@ -140,6 +136,14 @@ def named(tenant: str, target: TargetName, identifier: str | None) -> str:
     return identifier
 
 
+def chosen(tenancy: Tenancy, tenant: str | None) -> list[str]:
+    """The tenant, or all of them. Raises AdministrationError."""
+    from appliance.tenancy import tenants
+
+    found = tenants.every(tenancy) if tenant is None else [tenants.find(tenancy, tenant)]
+    return [each.id for each in found]
+
+
 def stored_target(target: TargetName) -> Any:
     """The same as the tables call it."""
     from appliance.store import tables
@@ -151,11 +155,12 @@ def run_unfinished(tenancy: Tenancy, names: Iterable[str]) -> tuple[list[tuple[s
     """Run what is unfinished; return it as it then stands, and the tenants whose storage or keys failed."""
     from appliance.tenancy import erasure
 
-    done, failed = [], []
+    done: list[tuple[str, Status]] = []
+    failed: list[str] = []
     for name in names:
         try:
-            for status in erasure.unfinished(tenancy, name):
-                done.append((name, run_with_progress(tenancy, name, status)))
+            unfinished = erasure.unfinished(tenancy, name)
+            done.extend((name, run_with_progress(tenancy, name, status)) for status in unfinished)
         except Exception as error:  # noqa: BLE001 - one tenant's failure must not keep the others waiting
             tell_failure(name, error)
             failed.append(name)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from appliance.cli.erase import Tenant
+from appliance.cli.erase import Tenant, chosen
 from appliance.cli.state import AsJson, opened, show
 
 if TYPE_CHECKING:
@@ -58,11 +58,11 @@ def verify(
 ) -> None:
     """Look for edits, removals and reordering in the stored ledgers."""
     from appliance.ledger.verification import verify as verdict_of
-    from appliance.tenancy import tenants, trail
+    from appliance.tenancy import trail
 
     rows: list[dict[str, Any]] = []
     with opened() as tenancy:
-        for name in [found.id for found in tenants.every(tenancy)] if tenant is None else [tenant]:
+        for name in chosen(tenancy, tenant):
             with tempfile.TemporaryFile() as file:
                 file.writelines(entry.line() + b"\n" for entry in trail.chain(tenancy.store, name).entries())
                 if not file.tell():

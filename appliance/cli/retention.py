@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from appliance.cli.erase import run_unfinished, tell_failure
+from appliance.cli.erase import chosen, run_unfinished, tell_failure
 from appliance.cli.state import AsJson, opened, show
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ def run(
 
     With --dry-run and --json each id is listed. Nothing of what is erased is shown.
     """
-    from appliance.tenancy import retention, tenants
+    from appliance.tenancy import retention
 
     shown: list[dict[str, Any]] = []
     failed: list[str] = []
     with opened() as tenancy:
-        names = [found.id for found in tenants.every(tenancy)] if tenant is None else [tenant]
+        names = chosen(tenancy, tenant)
         if not dry_run:
             failed += run_unfinished(tenancy, names)[1]
         for name in names:

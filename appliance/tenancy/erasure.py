@@ -179,6 +179,7 @@ def run(
         taken += 1
         if taken == steps:
             break
+    tenancy.store.empty_log()
     return Status.of(row)
 
 

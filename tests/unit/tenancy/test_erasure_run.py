@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -302,6 +303,24 @@ def test_an_old_copy_of_an_erased_tenant_cannot_be_read(tenancy: Tenancy) -> Non
     assert outcomes() == {"not_authentic"}
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_no_page_of_a_shredded_key_is_left_on_the_disk(tenancy: Tenancy, tmp_path: Path) -> None:
+    """Whoever has the root key could open it. PostgreSQL's files are its own business."""
+    record = tenancy.vault._records.get("acme")
+    theirs = tenancy.vault._records.get("globex")
+    assert record is not None
+    assert theirs is not None
+
+    def on_disk(wanted: bytes) -> bool:
+        # The end of a record lies in one page, whatever its length.
+        return any(wanted[-48:] in path.read_bytes() for path in tmp_path.glob("testudo.db*"))
+
+    assert on_disk(record)
+    erased(tenancy, Target.TENANT, "acme")
+    assert not on_disk(record)
+    assert on_disk(theirs)
+
+
 def test_the_appliances_own_tenant_stays(tenancy: Tenancy) -> None:
     with tenancy.store.operator_session() as session:
         session.add(Tenant(id="system", plan_id="standard", created_at=NOW))
@@ -336,6 +355,16 @@ def test_a_tenant_is_not_erased_without_the_operators_login(tenancy: Tenancy) ->
         erasure.run(tenancy, "acme", identifier)
     assert caught.value.code == "no_login"
     assert counts(tenancy) == ALL
+
+
+def test_several_runs_at_once_count_once(tenancy: Tenancy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(removal, "BATCH", 2)
+    identifier = asked(tenancy, Target.CONSENT, make(tenancy).consent)
+    with ThreadPoolExecutor(4) as threads:
+        runs = [threads.submit(erasure.run, tenancy, "acme", identifier) for _ in range(4)]
+    assert {run.result().state for run in runs} == {ErasureState.DONE}
+    _is_whole(tenancy, _read(tenancy, identifier))
+    assert kinds(tenancy).count("erasure.completed") == 1
 
 
 # Cut off
