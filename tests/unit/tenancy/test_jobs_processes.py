@@ -31,7 +31,8 @@ from appliance.tenancy.house import Tenancy
 from tests.api.fake_engine import FakeEngine, speak_and_wait, tone
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["jobs_process", "jobs_engine"])
+# What takes long to load; the fork server has none of the test run's own paths.
+FORKS.set_forkserver_preload(["appliance.jobs.worker", "appliance.jobs.submission", "numpy"])
 Start = Callable[..., "Process"]
 
 
