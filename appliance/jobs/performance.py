@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import structlog
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from appliance import audio
 from appliance.engine.client import (
@@ -137,7 +138,6 @@ def _carry_out(workshop: Workshop, lease: Lease, watch: Watch) -> None:
 
     speech = output_id(lease.job, lease.token)
     sound = _speak(workshop, payload, permit, tenant=lease.tenant, speech=speech, watch=watch)
-    watch.check()
     key = tenancy.put_object(sound.file, tenant=lease.tenant, kind=OUTPUT, id=speech)
     now = tenancy.now()
     details = {
@@ -179,6 +179,7 @@ def _carry_out(workshop: Workshop, lease: Lease, watch: Watch) -> None:
     except (LeaseLostError, RefusedError, StoppedError, IntegrityError):
         # Certain not to have been committed, unlike where the connection broke: `strays` looks after those.
         tenancy.delete_object(key, tenant=lease.tenant)
+        _charge(tenancy, lease.tenant, sound.accelerator_ms)
         raise
 
 
@@ -220,8 +221,13 @@ def _spoken(
         seed=None,
         deadline=workshop.settings.synthesis_deadline_seconds,
     )
-    with stream, watch.over(stream):
-        pcm = b"".join(stream)
+    try:
+        with stream, watch.over(stream):
+            pcm = b"".join(stream)
+    except Exception:
+        with suppress(EngineError):
+            _charge(workshop.tenancy, tenant, round(1000 * stream.accelerator_seconds))
+        raise
     if not pcm:
         raise EngineFailed("the engine ended a speech without a sample")
     encoded = audio.whole(order.audio_format, pcm, stream.sample_rate)
@@ -237,6 +243,13 @@ def _spoken(
         accelerator_ms=round(1000 * stream.accelerator_seconds),
         watermarked=bool(stream.watermark),
     )
+
+
+def _charge(tenancy: Tenancy, tenant: str, accelerator_ms: int) -> None:
+    """Count what an attempt without a result has cost, as far as the database is there to count."""
+    if accelerator_ms:
+        with suppress(SQLAlchemyError), tenancy.store.session(tenant) as session:
+            spend(session, Metric.ACCELERATOR, accelerator_ms, tenancy.now())
 
 
 def _settle(workshop: Workshop, lease: Lease, error: Exception, *, stopping: bool) -> str:

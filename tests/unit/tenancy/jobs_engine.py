@@ -1,9 +1,9 @@
-"""A fake engine in a process of its own: `jobs_engine.py SOCKET`. It speaks slowly: a second in 20 pieces."""
+"""A fake engine in a process of its own. It speaks slowly: a second in 20 pieces."""
 
-import sys
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from jobs_world import whole
@@ -22,7 +22,8 @@ def speak(*_: object) -> Iterator[SynthesizeResponse]:
     yield whole(PIECES)
 
 
-engine = FakeEngine(Path(sys.argv[1]))
-engine.speak = speak
-print("serving", flush=True)
-threading.Event().wait()
+def main(socket: Path, test: Connection) -> None:
+    engine = FakeEngine(socket)
+    engine.speak = speak
+    test.send("serving")
+    threading.Event().wait()

@@ -1,12 +1,13 @@
-"""Processes to be killed: `jobs_process.py SETTINGS STAGE`.
+"""What processes do that are to be killed; they are forked from one that has loaded all this.
 
-SETTINGS is JSON. The stages of a worker: "claimed", "speaking", "finished", "kept", "written" (not committed
-yet), "committed"; of a submitter: "begun", "submitted". At STAGE it says so on stdout and waits to be killed,
-or, with a line on stdin, goes on. With the stage "-" it works without a pause until SIGTERM.
+The stages of a worker: "claimed", "speaking", "finished", "kept", "written" (not committed yet), "committed";
+of a submitter: "begun", "submitted". At its stage a process says so and waits to be killed, or, when it is
+answered, goes on. With the stage "-" it works without a pause until SIGTERM.
 """
 
-import json
+import os
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,17 @@ from appliance.vault.signing import LocalSigner
 from appliance.vault.vault import Vault
 
 
+class Pause:
+    """Where this process stops, and whom it tells."""
+
+    stage = "-"
+    test: Connection | None = None
+
+
 def pause(stage: str) -> None:
-    if stage == sys.argv[2]:
-        print(stage, flush=True)
-        sys.stdin.readline()
+    if stage == Pause.stage and Pause.test is not None:
+        Pause.test.send(stage)
+        Pause.test.recv()
 
 
 class SlowDoor(Door):
@@ -71,8 +79,10 @@ def finish(audio: bytes, *_: object) -> bytes:
     return audio
 
 
-def main() -> None:
-    settings = json.loads(sys.argv[1])
+def main(settings: dict[str, Any], stage: str, test: Connection, log: Path) -> None:
+    Pause.stage, Pause.test = stage, test
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
     folder = Path(settings["folder"])
     urls = {name: make_url(settings[name]) for name in ("app", "worker")}
     store = Store(Logins(**urls, wall_key=bytes.fromhex(settings["wall_key"])))
@@ -83,7 +93,7 @@ def main() -> None:
         signer=LocalSigner.load(folder / "signing.key"),
         pepper=PEPPER,
     )
-    if sys.argv[2] in ("begun", "submitted"):
+    if stage in ("begun", "submitted"):
         submit(tenancy, ALICE, order(), "k", gate=Door(), charge=lambda _: pause("begun"))
         pause("submitted")
         return
@@ -99,8 +109,4 @@ def main() -> None:
 
     performance._carry_out = carry_out_and_pause
     run(workshop)
-    print("stopped", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    test.send("stopped")

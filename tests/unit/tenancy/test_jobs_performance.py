@@ -122,9 +122,10 @@ def in_background(workshop: Workshop, stop: threading.Event | None = None) -> Ca
     return end
 
 
-def nothing_made(tenancy: Tenancy) -> None:
+def nothing_made(tenancy: Tenancy, accelerator_ms: int = 0) -> None:
     left = made(tenancy)
-    assert (left.speeches, left.objects, left.ledger, left.accelerator_ms) == ((), (), (), 0)
+    assert (left.speeches, left.objects, left.ledger) == ((), (), ())
+    assert left.accelerator_ms == accelerator_ms
 
 
 def test_a_job_ends_with_one_sealed_result(tenancy: Tenancy, workshop: Workshop, engine: FakeEngine) -> None:
@@ -227,7 +228,7 @@ def test_a_consent_that_ends_at_the_last_moment_leaves_no_result(
     job = put(tenancy)
     assert work(workshop) == "consent_ended"
     assert state(tenancy, job) == ("cancelled", "consent_ended")
-    nothing_made(tenancy)
+    nothing_made(tenancy, accelerator_ms=250)
 
 
 def test_a_cancelled_job_stops_being_spoken(
@@ -300,7 +301,7 @@ def test_a_slow_claimant_drops_its_result_and_leaves_the_faster_ones(
     assert len(left.speeches) == 1
     assert left.speeches == left.objects == left.ledger
     assert left.speeches != (output_id(job, lease.token),)
-    assert left.accelerator_ms == 250
+    assert left.accelerator_ms == 500  # both have used it
     assert content(tenancy, ALICE.tenant, job).audio
 
 
@@ -308,11 +309,15 @@ def test_what_the_engine_rejects_fails_with_its_code(
     tenancy: Tenancy, workshop: Workshop, engine: FakeEngine
 ) -> None:
     engine.speak = refuse(
-        grpc.StatusCode.INVALID_ARGUMENT, testudo_field="voice", testudo_code="unknown_voice"
+        grpc.StatusCode.INVALID_ARGUMENT,
+        testudo_field="input",
+        testudo_code="input_not_speakable",
+        testudo_accelerator_seconds="0.125",
     )
     job = put(tenancy)
-    assert work(workshop) == "unknown_voice"
-    assert state(tenancy, job) == ("failed", "unknown_voice")
+    assert work(workshop) == "input_not_speakable"
+    assert state(tenancy, job) == ("failed", "input_not_speakable")
+    nothing_made(tenancy, accelerator_ms=125)
 
 
 def test_a_voice_that_the_model_has_not_heard_is_heard_anew(

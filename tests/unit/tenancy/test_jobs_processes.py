@@ -1,6 +1,7 @@
 """kill -9 of whoever has a job in hand loses no job and makes no second result."""
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -14,6 +15,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import jobs_engine
+import jobs_process
 import pytest
 from jobs_world import ALICE, SECRET, Door, look, made, make_workshop, order, put, speak_well, state
 from sqlalchemy import func, select
@@ -27,37 +30,36 @@ from appliance.store.tables import Job
 from appliance.tenancy.house import Tenancy
 from tests.api.fake_engine import FakeEngine, speak_and_wait, tone
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
+FORKS = multiprocessing.get_context("forkserver")
+# What takes long to load; the fork server has none of the test run's own paths.
+FORKS.set_forkserver_preload(["appliance.jobs.worker", "appliance.jobs.submission", "numpy"])
 Start = Callable[..., "Process"]
 
 
 class Process:
-    """A process of ours, which a test reads from."""
+    """A process of ours, which a test listens to."""
 
-    def __init__(self, script: str, *arguments: str, log: Path, **environment: str) -> None:
-        self.log = log
-        with log.open("ab") as errors:
-            self.popen = subprocess.Popen(
-                [sys.executable, str(HERE / script), *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env={**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}", **environment},
-            )
+    def __init__(self, target: Callable[..., None], *arguments: object, log: Path | None = None) -> None:
+        self._says, told = FORKS.Pipe()
+        more = () if log is None else (log,)
+        self.process = FORKS.Process(target=target, args=(*arguments, told, *more), daemon=True)
+        self.process.start()
+        told.close()
 
-    def says(self, line: str) -> None:
-        assert self.popen.stdout is not None
-        assert self.popen.stdout.readline().strip() == line, self.log.read_text()
+    def says(self, word: str) -> None:
+        assert self._says.poll(60)
+        assert self._says.recv() == word
+
+    def go_on(self) -> None:
+        self._says.send(None)
 
     def kill(self) -> None:
-        self.popen.kill()
-        self.popen.wait(30)
+        self.process.kill()
+        self.process.join(30)
 
-    def stop(self) -> int:
-        self.popen.terminate()
-        return self.popen.wait(60)
+    def exit_status(self) -> int | None:
+        self.process.join(60)
+        return self.process.exitcode
 
 
 @pytest.fixture
@@ -94,7 +96,7 @@ def start(present: Tenancy, database: Any, tmp_path: Path, processes: list[Proce
             "wall_key": logins.wall_key.hex(),
             "jobs": {"poll_seconds": 0.05, "check_seconds": 0.2, "retry_seconds": 0.2, **jobs},
         }
-        processes.append(Process("jobs_process.py", json.dumps(settings), stage, log=tmp_path / "jobs.log"))
+        processes.append(Process(jobs_process.main, settings, stage, log=tmp_path / "jobs.log"))
         return processes[-1]
 
     return begin
@@ -142,7 +144,7 @@ def test_a_killed_engine_loses_no_job(
 
     def engine() -> Process:
         at.unlink(missing_ok=True)
-        processes.append(Process("jobs_engine.py", str(at), log=tmp_path / "engine.log"))
+        processes.append(Process(jobs_engine.main, at))
         processes[-1].says("serving")
         return processes[-1]
 
@@ -151,14 +153,11 @@ def test_a_killed_engine_loses_no_job(
     worker = start("speaking", at)
     worker.says("speaking")
     first.kill()
-    assert worker.popen.stdin is not None
-    worker.popen.stdin.write("\n")
-    worker.popen.stdin.flush()
+    worker.go_on()
     until(lambda: state(present, job)[0] == "queued")
     engine()
     worker.says("speaking")
-    worker.popen.stdin.write("\n")
-    worker.popen.stdin.flush()
+    worker.go_on()
     until(lambda: state(present, job)[0] == "succeeded")
     one_result(present, job)
 
@@ -180,12 +179,10 @@ def test_sigterm_lets_jobs_finish(present: Tenancy, engine: FakeEngine, start: S
     job = put(present)
     worker = start("speaking", engine.socket)
     worker.says("speaking")
-    worker.popen.terminate()
-    assert worker.popen.stdin is not None
-    worker.popen.stdin.write("\n")
-    worker.popen.stdin.flush()
+    worker.process.terminate()
+    worker.go_on()
     worker.says("stopped")
-    assert worker.popen.wait(60) == 0
+    assert worker.exit_status() == 0
     one_result(present, job)
 
 
@@ -197,7 +194,9 @@ def test_sigterm_gives_back_what_does_not_finish(
     job = put(present)
     worker = start("-", engine.socket, drain_seconds=0)
     assert engine.called.wait(60)
-    assert worker.stop() == 0
+    worker.process.terminate()
+    worker.says("stopped")
+    assert worker.exit_status() == 0
     gate.set()
     row = look(present, job)
     assert (row.state, row.attempts) == ("queued", 0)
