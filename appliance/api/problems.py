@@ -196,11 +196,15 @@ def _documented(description: str, status: int) -> dict[str, Any]:
 
 RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
 SHOULD_RETRY = {"x-should-retry": {"schema": {"type": "string", "enum": ["true", "false"]}}}
+RATE_LIMIT = {
+    name: {"schema": {"type": "string"}, "description": "Where the plan limits requests per minute."}
+    for name in ("RateLimit", "RateLimit-Policy")
+}
 CHALLENGE = {"WWW-Authenticate": {"schema": {"type": "string"}}}
 HEADERS_OF_STATUS: Mapping[int, Any] = {
     401: CHALLENGE,
     403: CHALLENGE,
-    429: RETRY_AFTER | SHOULD_RETRY,
+    429: RETRY_AFTER | SHOULD_RETRY | RATE_LIMIT,
     503: RETRY_AFTER,
 }
 ANY_OTHER: dict[str | int | HTTPStatus, Any] = {"default": _documented("Any other problem.", 0)}

@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import structlog
 from flask import g
 
 from appliance.api.context import services
 from appliance.api.problems import Problem
+from appliance.engine.client import EngineError
 from appliance.tenancy.requests import Allowance
 
 if TYPE_CHECKING:
@@ -21,7 +23,11 @@ if TYPE_CHECKING:
 
     from flask import Response
 
+    from appliance.engine.client import SpeechStream
     from appliance.tenancy.quota_error import QuotaError
+    from appliance.tenancy.quotas import Speaking
+
+log = structlog.get_logger()
 
 POLICY = '"requests"'
 WINDOW_SECONDS = 60
@@ -50,6 +56,14 @@ def problem_of_quota(error: QuotaError) -> Problem:
     if error.code == "rate_limited":
         g.allowance = Allowance(error.limit, 0, error.resets_at)
     return Problem(error.code, detail, retry_after=seconds_until(error.resets_at))
+
+
+def charge(account: Speaking, speech: SpeechStream) -> None:
+    """Add to the account what a speech that has ended has had of the accelerator's time, however it ended."""
+    try:
+        account.charge(speech.accelerator_seconds)
+    except EngineError as error:
+        log.warning("the engine does not say what a speech has cost", code=error.code)
 
 
 def add_rate_limit(response: Response) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from appliance.ledger.events import TenantCreated, TenantResumed, TenantSuspended
 from appliance.store.ids import TENANT
 from appliance.store.tables import Plan, Tenant, TenantState
+from appliance.store.wall import lock
 from appliance.tenancy import trail
 from appliance.tenancy.administration import AdministrationError, checked_name
 from appliance.tenancy.house import SYSTEM_TENANT
@@ -110,6 +111,7 @@ def ensure(tenancy: Tenancy, tenant: str, *, plan: str = STANDARD, actor: str) -
     """Make a tenant and its key where either is missing; False where neither was. Raises as `create`."""
     checked_name("tenant", tenant)
     with tenancy.store.operator_session() as session:
+        lock(session.connection(), tenant, "tenant")  # machines of a fleet are set up at once
         if session.get(Plan, plan) is None:
             raise AdministrationError("unknown_plan", "no such plan; `testudo plan list` shows all")
         row = session.get(Tenant, tenant)

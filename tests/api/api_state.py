@@ -25,7 +25,7 @@ class State:
 
     settings: TenancySettings
     tenancy: Tenancy
-    _holders: "itertools.count[int]" = field(default_factory=itertools.count)
+    numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
     @classmethod
     def make(cls, folder: Path) -> Self:
@@ -57,7 +57,7 @@ class State:
 
     def key(self, tenant: str = "acme", scopes: Iterable[Scope] = tuple(Scope)) -> str:
         """A key of a holder of its own."""
-        subject = f"tester-{next(self._holders)}"
+        subject = f"tester-{next(self.numbers)}"
         return keys.create(self.tenancy, tenant, subject, scopes, lifetime=None, actor=ACTOR)[0].reveal()
 
     def tenant(self, name: str, **limits: int) -> str:

@@ -16,6 +16,8 @@ from appliance.engine.engine_pb2 import (
     StatusResponse,
     SynthesizeRequest,
     SynthesizeResponse,
+    UsageRequest,
+    UsageResponse,
 )
 from appliance.engine.engine_pb2_grpc import EngineServicer, add_EngineServicer_to_server
 
@@ -37,8 +39,9 @@ def chunk(pcm: bytes) -> SynthesizeResponse:
     return SynthesizeResponse(pcm=pcm)
 
 
-def finished(*pcm: bytes) -> SynthesizeResponse:
-    return SynthesizeResponse(finished=Finished(samples=sum(map(len, pcm)) // 2))
+def finished(*pcm: bytes, accelerator_seconds: float = 0.0) -> SynthesizeResponse:
+    samples = sum(map(len, pcm)) // 2
+    return SynthesizeResponse(finished=Finished(samples=samples, accelerator_seconds=accelerator_seconds))
 
 
 def speak_tone(_request: SynthesizeRequest, _context: grpc.ServicerContext) -> Iterator[SynthesizeResponse]:
@@ -104,6 +107,7 @@ class FakeEngine(EngineServicer):
         self.requests: list[SynthesizeRequest] = []
         self.called = threading.Event()
         self.cancelled = threading.Event()
+        self.usage = 0.0
 
     def close(self) -> None:
         self._server.stop(grace=None).wait()
@@ -113,6 +117,9 @@ class FakeEngine(EngineServicer):
             self.status_gate.wait(20)
         model = Model(id="fake", title="Fake", notice="A sine, not speech.", intelligible=False)
         return StatusResponse(ready=self.ready, model=model, voices=["demo"], sample_rate=RATE, version="0")
+
+    def Usage(self, _request: UsageRequest, _context: grpc.ServicerContext) -> UsageResponse:  # noqa: N802
+        return UsageResponse(accelerator_seconds=self.usage)
 
     def Synthesize(  # noqa: N802
         self, request: SynthesizeRequest, context: grpc.ServicerContext

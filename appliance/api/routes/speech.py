@@ -23,6 +23,7 @@ from appliance.api.connection import CallerConnection
 from appliance.api.context import caller, record, services
 from appliance.api.engine import RETRY_SECONDS
 from appliance.api.problems import Problem, documented
+from appliance.api.quota import charge
 from appliance.api.schemas import SpeechRequest
 from appliance.api.streaming import SpeechBody, encode
 from appliance.identity.principal import Scope
@@ -74,17 +75,18 @@ def create_speech(body: SpeechRequest) -> Response:
             )
         resources.callback(at.streams.release)
         account = resources.enter_context(at.quotas.begin(caller().tenant, note.characters))
-        speech = resources.enter_context(
-            at.engine.synthesize(
-                request_id=note.id,
-                tenant=caller().tenant,
-                model=body.model,
-                voice=body.voice_id,
-                text=body.input,
-                seed=None,
-                deadline=at.settings.synthesis_deadline_seconds,
-            )
+        speech = at.engine.synthesize(
+            request_id=note.id,
+            tenant=caller().tenant,
+            model=body.model,
+            voice=body.voice_id,
+            text=body.input,
+            seed=None,
+            deadline=at.settings.synthesis_deadline_seconds,
         )
+        # Asked for when the speech is closed, which is when it is known.
+        resources.callback(charge, account, speech)
+        resources.enter_context(speech)
         resources.enter_context(connection.watched(speech.cancel))
         kind = FORMATS[body.response_format]
         encoded = encode(speech, kind.encoder(speech.sample_rate), note)
