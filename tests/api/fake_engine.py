@@ -11,6 +11,7 @@ import numpy as np
 from appliance.engine.engine_pb2 import (
     ClipsRequest,
     ConditionResponse,
+    DetectResponse,
     Finished,
     Model,
     Started,
@@ -126,6 +127,7 @@ class FakeEngine(EngineServicer):
         self.called = threading.Event()
         self.cancelled = threading.Event()
         self.usage = 0.0
+        self.score = 0.95
 
     def close(self) -> None:
         self._server.stop(grace=None).wait()
@@ -157,3 +159,9 @@ class FakeEngine(EngineServicer):
         samples = b"".join(part.samples for part in requests)
         self.clips.append((header.tenant, len(header.lengths), samples))
         return ConditionResponse(conditioning=self.conditioning, accelerator_seconds=0.25)
+
+    def Detect(self, requests: Iterator[ClipsRequest], _context: grpc.ServicerContext) -> DetectResponse:  # noqa: N802
+        header = next(requests).header
+        samples = b"".join(part.samples for part in requests)
+        self.clips.append((header.tenant, len(header.lengths), samples))
+        return DetectResponse(score=self.score, accelerator_seconds=0.25)

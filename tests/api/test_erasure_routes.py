@@ -3,13 +3,13 @@
 import hashlib
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from api_state import ACTOR, State
+from api_voices import make_voice
 from flask.testing import FlaskClient
 from typer.testing import CliRunner
 
@@ -18,7 +18,7 @@ from appliance.identity.principal import Scope
 from appliance.ledger.signing import PublicKey
 from appliance.ledger.verification import verify
 from appliance.store.ids import new_id
-from appliance.store.tables import Consent, ConsentState, Target, TenantState, Voice
+from appliance.store.tables import Consent, ConsentState, Target, TenantState
 from appliance.tenancy import erasure, tenants, trail
 from appliance.tenancy.house import Tenancy
 
@@ -26,35 +26,11 @@ ERASURES, HOLDS, LEDGER = "/v1/erasure_requests", "/v1/legal_holds", "/v1/ledger
 
 
 @pytest.fixture
-def voice(state: State) -> Callable[[str], str]:
-    """Makes a voice of a tenant with a conditioning, under a consent of its own."""
+def voice(client: FlaskClient) -> Callable[[str | None], str]:
+    """Makes a voice with a conditioning, under a consent of its own, of the tenant of a key."""
 
-    def make(tenant: str = "acme") -> str:
-        tenancy, identifier, consent = state.tenancy, new_id("voice"), new_id("cons")
-        key = tenancy.put_object(b"c", tenant=tenant, kind="conditioning", id=identifier)
-        today, now = datetime.now(UTC).date(), datetime.now(UTC)
-        sealed = {"purpose_sealed": b"p", "speaker_sealed": b"s", "details_sealed": b"d"}
-        with tenancy.store.session(tenant) as session:
-            session.add(
-                Consent(
-                    id=consent,
-                    state=ConsentState.ACTIVE,
-                    language="en",
-                    created_on=today,
-                    expires_at=now,
-                    **sealed,
-                )
-            )
-            session.add(
-                Voice(
-                    id=identifier,
-                    consent_id=consent,
-                    name_sealed=b"n",
-                    conditioning_object=key,
-                    created_on=today,
-                )
-            )
-        return identifier
+    def make(key: str | None = None) -> str:
+        return make_voice(client, key)[1]
 
     return make
 
@@ -115,12 +91,12 @@ def test_what_is_held_waits(client: FlaskClient, state: State, voice: Callable[[
 def test_what_is_another_tenants_is_not_there(
     client: FlaskClient, state: State, voice: Callable[..., str], theirs: str
 ) -> None:
-    foreign = voice("globex")
+    foreign = voice(theirs)
     other = client.application.test_client()  # of globex
     other.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {theirs}"
     hold = other.post(HOLDS, json={"target": "voice", "id": foreign, "reason": "theirs"}).json["id"]
     held = other.post(ERASURES, json={"target": "voice", "id": foreign}).json["id"]
-    done = other.post(ERASURES, json={"target": "voice", "id": voice("globex")}).json["id"]
+    done = other.post(ERASURES, json={"target": "voice", "id": voice(theirs)}).json["id"]
     nothing = [new_id("era"), "x" * 300, "x%00", "..%2f..%2fx"]
     for identifier in (held, done, *nothing):
         for path in (f"{ERASURES}/{identifier}", f"{ERASURES}/{identifier}/receipt"):
@@ -145,7 +121,7 @@ def test_what_is_another_tenants_is_not_there(
 def test_a_tenant_needs_its_name_twice(client: FlaskClient, state: State, voice: Callable[..., str]) -> None:
     key = state.tenant("initech")
     client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {key}"
-    voice("initech")
+    voice(key)
     for more in ({}, {"confirm": "yes"}, {"confirm": "acme"}, {"confirm": None}):
         refused = erase(client, "tenant", "initech", **more)
         assert (refused.status_code, refused.json["code"]) == (400, "confirmation_required")
@@ -224,10 +200,8 @@ def test_the_ledger_is_the_tenants_own_and_proven(
     client: FlaskClient, state: State, voice: Callable[..., str], theirs: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trail, "PAGE", 3)
-    for tenant in ("acme", "globex"):
-        asked = erasure.request(
-            state.tenancy, tenant, actor=ACTOR, target=Target.VOICE, target_id=voice(tenant)
-        )
+    for tenant, key in (("acme", None), ("globex", theirs)):
+        asked = erasure.request(state.tenancy, tenant, actor=ACTOR, target=Target.VOICE, target_id=voice(key))
         erasure.run(state.tenancy, tenant, asked.id)
     public = PublicKey.load(state.tenancy.signer.public_key())
     for headers, tenant in (({}, "acme"), (bearer(theirs), "globex")):

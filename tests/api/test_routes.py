@@ -128,6 +128,11 @@ def test_the_served_document_is_valid_openapi_3_1(client: FlaskClient) -> None:
     assert document["openapi"].startswith("3.1")
     assert set(document["paths"]) == {
         SPEECH,
+        f"{SPEECH}/jobs",
+        f"{SPEECH}/jobs/{{job_id}}",
+        f"{SPEECH}/jobs/{{job_id}}/cancel",
+        f"{SPEECH}/jobs/{{job_id}}/content",
+        "/v1/audio/provenance/verify",
         "/v1/audio/voice_consents",
         "/v1/audio/voice_consents/{consent_id}",
         "/v1/audio/voices",

@@ -275,7 +275,9 @@ def test_a_form_has_its_limit_and_json_its_own(
     settings: ApiSettings, state: State, engine: FakeEngine, key: str
 ) -> None:
     small = settings.model_copy(update={"max_upload_bytes": 1_048_576})
-    client = create_app(small, state.tenancy, EngineClient(settings.engine_socket)).test_client()
+    client = create_app(
+        small, state.tenancy, state.origin, EngineClient(settings.engine_socket)
+    ).test_client()
     client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {key}"
     chunked = {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
     for length, status in ((1_048_577, 413), (1_048_576, 400)):

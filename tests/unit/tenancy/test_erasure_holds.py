@@ -1,6 +1,7 @@
 """Legal holds: what they keep from erasures and from the clock, and every way around them."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from erasure_world import ACTOR, ALICE, BOB, counts, kinds, make, make_principal, rows
@@ -224,3 +225,12 @@ def test_the_clock_stops_for_what_is_held(
         Target.PRINCIPAL: lambda: {row.id for row in rows(tenancy, Voice)} == {world.voices[0]},
     }
     assert kept[held]()
+
+
+def test_a_hold_on_the_tenant_keeps_what_nothing_points_to(tenancy: Tenancy, clock: Clock) -> None:
+    lost = tenancy.put_object(b"x", tenant="acme", kind="sample", id=new_id("smp"))
+    hold = placed(tenancy, Target.TENANT, "acme")
+    clock.present = datetime.now(UTC) + timedelta(days=2)
+    assert retention.due(tenancy, "acme").orphans == []
+    holds.lift(tenancy, "acme", hold, actor=ACTOR)
+    assert list(map(str, retention.due(tenancy, "acme").orphans)) == [lost]

@@ -21,6 +21,7 @@ from erasure_world import (
     rows,
     verified,
 )
+from sqlalchemy import update
 from tenancy_world import NOW, Clock
 
 from appliance.ledger.receipt import Receipt, verify_receipt
@@ -168,6 +169,16 @@ def test_a_principal_may_be_known_by_its_speech_alone(tenancy: Tenancy) -> None:
     make(tenancy)
     erased(tenancy, Target.PRINCIPAL, BOB)
     assert [row.principal_id for row in rows(tenancy, Speech)] == [ALICE]
+
+
+def test_an_output_goes_with_its_job(tenancy: Tenancy) -> None:
+    """Even where it does not say whose voice it has: it would hold the job's row."""
+    world = make(tenancy)
+    with tenancy.store.session("acme") as session:
+        session.execute(update(Speech).where(Speech.id == world.speeches[0]).values(voice_id=None))
+    erased(tenancy, Target.VOICE, world.voices[0])
+    assert [row.id for row in rows(tenancy, Speech)] == [world.speeches[1]]
+    assert rows(tenancy, Job) == []
 
 
 @pytest.mark.parametrize("target", [Target.VOICE, Target.CONSENT, Target.PRINCIPAL])
