@@ -18,6 +18,8 @@ from appliance.engine.engine_pb2 import (
     StatusResponse,
     SynthesizeRequest,
     SynthesizeResponse,
+    UsageRequest,
+    UsageResponse,
 )
 from appliance.engine.engine_pb2_grpc import EngineServicer, add_EngineServicer_to_server
 
@@ -150,3 +152,6 @@ class FakeEngine(EngineServicer):
         samples = b"".join(part.samples for part in requests)
         self.clips.append((header.tenant, len(header.lengths), samples))
         return ConditionResponse(conditioning=self.conditioning, accelerator_seconds=0.25)
+
+    def Usage(self, _request: UsageRequest, _context: grpc.ServicerContext) -> UsageResponse:  # noqa: N802
+        return UsageResponse(accelerator_seconds=0.125)
