@@ -85,7 +85,7 @@ class ApiServer:
 
     def request_line(self, request_id: str) -> dict[str, Any]:
         """The log line of one request, which may be written a moment after its last byte."""
-        for _ in range(100):
+        for _ in range(1000):
             for line in self.log_lines():
                 if line.get("request_id") == request_id:
                     return line

@@ -14,6 +14,7 @@ from api_state import State
 from api_voices import CONSENTS, VOICES, bearer, file, make_voice, post_consent, post_voice, recording
 from fake_engine import FakeEngine, refuse_stale, speak_and_wait, tone
 from flask.testing import FlaskClient
+from sqlalchemy import select
 from werkzeug import formparser
 
 from appliance.api.app import create_app
@@ -21,6 +22,7 @@ from appliance.api.settings import ApiSettings
 from appliance.engine.client import EngineClient
 from appliance.ledger.entry import Entry
 from appliance.store.ids import new_id
+from appliance.store.tables import Speech
 from appliance.tenancy import consents, trail
 
 
@@ -134,6 +136,9 @@ def test_a_running_stream_breaks_off_when_its_consent_ends(  # noqa: PLR0917 - f
         return (last.get("voice"), last["outcome"]) == (voice[1], "consent_ended")
 
     until(told)
+    with state.tenancy.store.session("acme", read_only=True) as session:
+        costs = session.scalars(select(Speech.accelerator_ms).where(Speech.consent_id == voice[0])).all()
+    assert costs == [125]
     until(lambda: any(line.get("outcome") == "consent_ended" for line in server.log_lines()))
 
 
