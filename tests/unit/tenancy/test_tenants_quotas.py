@@ -22,6 +22,7 @@ from appliance.tenancy.house import Tenancy
 from appliance.tenancy.plans import Limits
 from appliance.tenancy.quota_error import QuotaError
 from appliance.tenancy.quotas import LEASE, Quotas
+from appliance.tenancy.requests import Requests
 from appliance.tenancy.tenants import Standings, TenantNotServedError
 
 ACTOR = "system:test"
@@ -351,3 +352,28 @@ def test_nothing_is_admitted_for_a_tenant_that_is_not_served(
     tenants.suspend(tenancy, "acme", actor=ACTOR)
     with pytest.raises(TenantNotServedError):
         quotas.admit("acme")
+
+
+def test_one_thread_at_a_time_takes_from_the_store(
+    tenancy: Tenancy, quotas: Quotas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit(tenancy, requests_per_minute=100)
+    refill = Requests._refill
+    inside: list[int] = []
+    together: list[int] = []
+    never = threading.Event()
+
+    def slow(self: Requests, *arguments: Any) -> tuple[int, int]:
+        inside.append(1)
+        never.wait(0.2)  # time enough for another one to come in, were it let
+        together.append(len(inside))
+        inside.pop()
+        return refill(self, *arguments)
+
+    monkeypatch.setattr(Requests, "_refill", slow)
+    threads = [threading.Thread(target=quotas.admit, args=("acme",)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == [1]
