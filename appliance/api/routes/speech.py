@@ -3,11 +3,11 @@
 # Annotations are read at run time by flask-openapi, so they are not postponed here.
 
 from contextlib import ExitStack
-from functools import partial
 
 from flask import Response, request
 from flask_openapi.models.tag import Tag
 
+from appliance.api.audio import FORMATS
 from appliance.api.blueprint import (
     BEARER,
     BODY_PROBLEMS,
@@ -15,7 +15,6 @@ from appliance.api.blueprint import (
     FIELD_PROBLEMS,
     INPUT_PROBLEMS,
     KEY_PROBLEMS,
-    QUOTA_PROBLEMS,
     api,
     needs,
 )
@@ -24,14 +23,11 @@ from appliance.api.context import caller, record, services
 from appliance.api.engine import RETRY_SECONDS
 from appliance.api.problems import Problem, documented
 from appliance.api.schemas import SpeechRequest
-from appliance.api.speaking import Utterance, permit_for, silenced
 from appliance.api.streaming import SpeechBody, encode
-from appliance.audio import FORMATS
 from appliance.identity.principal import Scope
 
 SPEECH_PROBLEMS = (
-    *(*BODY_PROBLEMS, *FIELD_PROBLEMS, *INPUT_PROBLEMS, *KEY_PROBLEMS, *QUOTA_PROBLEMS, *ENGINE_PROBLEMS),
-    "consent_ended",
+    *(*BODY_PROBLEMS, *FIELD_PROBLEMS, *INPUT_PROBLEMS, *KEY_PROBLEMS, *ENGINE_PROBLEMS),
     "internal_error",
     "http_version_not_supported",
 )
@@ -45,12 +41,7 @@ SPEECH_PROBLEMS = (
     responses={
         "200": {
             "description": "The audio, streamed as it is made. It is complete only if the body is ended "
-            "properly; where the body breaks off, the speech failed or its speaker's consent ended.",
-            "headers": {
-                "x-output-id": {"schema": {"type": "string"}},
-                "x-watermark": {"schema": {"type": "string"}, "description": "Scheme of the mark in it."},
-                "x-consent-id": {"schema": {"type": "string"}, "description": "With a tenant's voice."},
-            },
+            "properly; where the body breaks off, the speech failed.",
             "content": {
                 kind.media_type: {"schema": {"type": "string", "format": "binary"}}
                 for kind in FORMATS.values()
@@ -81,26 +72,24 @@ def create_speech(body: SpeechRequest) -> Response:
                 retry_after=RETRY_SECONDS,
             )
         resources.callback(at.streams.release)
-        permit = permit_for(body)
-        account = resources.enter_context(at.quotas.begin(caller().tenant, note.characters))
-        utterance = resources.enter_context(Utterance(body, permit, account))
-        watched = None
-        if permit is not None:
-            silence = partial(utterance.silence, connection)
-            watched = resources.enter_context(at.watch.watching(permit, silence))
-        resources.enter_context(connection.watched(utterance.stop))
+        speech = resources.enter_context(
+            at.engine.synthesize(
+                request_id=note.id,
+                tenant=caller().tenant,
+                model=body.model,
+                voice=body.voice_id,
+                text=body.input,
+                seed=None,
+                deadline=at.settings.synthesis_deadline_seconds,
+            )
+        )
+        resources.enter_context(connection.watched(speech.cancel))
         kind = FORMATS[body.response_format]
-        with silenced(watched):
-            speech = utterance.begin()
-            encoded = encode(speech, kind.encoder(speech.sample_rate), note)
-            # Waits for the first audio: until here an error still has a status of its own.
-            first = next(encoded)
+        encoded = encode(speech, kind.encoder(speech.sample_rate), note)
+        # Waits for the first audio: until here an error still has a status of its own.
+        first = next(encoded)
         note.audio_began()
-        account.spoke()
-        audio = SpeechBody(first, encoded, connection, note, resources.pop_all(), watched=watched)
+        audio = SpeechBody(first, encoded, connection, note, resources.pop_all())
     connection.limit_stall(at.settings.stall_seconds)
     # The second header tells nginx not to collect the stream, should its configuration forget to.
-    headers = {"X-Accel-Buffering": "no", "x-output-id": utterance.id, "x-watermark": speech.watermark}
-    if permit is not None:
-        headers["x-consent-id"] = permit.consent_id
-    return Response(audio, content_type=kind.media_type, headers=headers)
+    return Response(audio, content_type=kind.media_type, headers={"X-Accel-Buffering": "no"})

@@ -20,8 +20,7 @@ from tenancy_recordings import FILES, RATE_OF_FILES, encoded, ffmpeg, flat, sile
 
 from appliance.speech.artificial_voice import speech_like
 from appliance.tenancy.intake import LIMITS, RATE, Bubblewrap, Clip, DecoderError, UploadError, assess, decode
-from appliance.tenancy.intake.confinement import Finished
-from appliance.tenancy.intake.steps import UPLOAD, Step
+from appliance.tenancy.intake.confinement import UPLOAD, Finished
 
 MARKER = "Mrs-Example-insulin-5471"
 CODES = {
@@ -46,8 +45,8 @@ class Double:
     outcomes: Sequence[Finished | Exception]
     asked: list[tuple[Sequence[str], int, int]] = field(default_factory=list)
 
-    def run(self, step: Step, upload: bytes) -> Finished:
-        self.asked.append((step.arguments(), len(upload), step.output_bytes))
+    def run(self, arguments: Sequence[str], upload: bytes, *, output_bytes: int) -> Finished:
+        self.asked.append((arguments, len(upload), output_bytes))
         outcome = self.outcomes[len(self.asked) - 1]
         if isinstance(outcome, Exception):
             raise outcome
@@ -173,8 +172,8 @@ def test_bombs_cost_no_more_than_the_longest_recording(seconds: int, options: tu
     outputs = []
 
     class Recorder(Bubblewrap):
-        def run(self, step: Step, upload: bytes) -> Finished:
-            finished = super().run(step, upload)
+        def run(self, arguments: Sequence[str], upload: bytes, *, output_bytes: int) -> Finished:
+            finished = super().run(arguments, upload, output_bytes=output_bytes)
             outputs.append(len(finished.output))
             return finished
 

@@ -1,1 +1,0 @@
-"""Durable speech: a request is kept, spoken in its turn, and its one result waits for the caller."""
