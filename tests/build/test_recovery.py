@@ -31,6 +31,8 @@ from appliance.image.layout import Layout
 from appliance.image.steps import step
 import appliance.cli.image as cli, signal
 signal.signal(signal.SIGTERM, cli._interrupt)
+# What a shell runs in the background inherits that SIGINT is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 root = Path(sys.argv[1])
 layout = Layout(root, root / "build")
 with exclusive(layout), step(layout, "converge", "a play that never ends") as running:
