@@ -33,6 +33,10 @@ from appliance.engine.client import EngineClient  # noqa: E402
 from appliance.identity.credentials import Credentials  # noqa: E402
 from appliance.identity.principal import Scope  # noqa: E402
 from appliance.store.ids import new_id  # noqa: E402
+from appliance.vault.branch_keys import FolderBranchKeys  # noqa: E402
+from appliance.vault.local import LocalHierarchy  # noqa: E402
+from appliance.vault.root_key import RootKeyFile  # noqa: E402
+from appliance.vault.vault import Vault  # noqa: E402
 from tests.bench import report  # noqa: E402
 
 PAGE = ROOT / "docs/benchmarks-service.md"
@@ -218,11 +222,6 @@ def slow_streams(server: ApiServer, engine: FakeEngine, key: str) -> list[float]
 
 def sealing(folder: Path) -> float:
     """Seconds to seal a minute of 16 bit sound under a tenant's key."""
-    from appliance.vault.branch_keys import FolderBranchKeys
-    from appliance.vault.local import LocalHierarchy
-    from appliance.vault.root_key import RootKeyFile
-    from appliance.vault.vault import Vault
-
     root = RootKeyFile(folder / "root.key")
     root.create()
     vault = Vault(LocalHierarchy(root), FolderBranchKeys(folder / "branches"))
