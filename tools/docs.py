@@ -97,6 +97,18 @@ def _api_settings() -> str:
     return _settings(ApiSettings)
 
 
+def _jobs_settings() -> str:
+    from appliance.jobs.settings import JobsSettings  # noqa: PLC0415
+
+    return _settings(JobsSettings)
+
+
+def _state_settings() -> str:
+    from appliance.tenancy.settings import TenancySettings  # noqa: PLC0415
+
+    return _settings(TenancySettings)
+
+
 def _equality() -> str:
     from tests.reference.stages import rows  # noqa: PLC0415 - torch stays out, but tests are no part of tools
 
@@ -108,7 +120,12 @@ def _sources() -> dict[Path, dict[str, Callable[[], str]]]:
         ROOT / "docs/compliance/requirements.md": {"requirements": _requirements},
         ROOT / "docs/api.md": {"problems": _problems},
         ROOT / "docs/engine.md": {"equality": _equality},
-        ROOT / "docs/settings.md": {"engine": _engine_settings, "api": _api_settings},
+        ROOT / "docs/settings.md": {
+            "engine": _engine_settings,
+            "api": _api_settings,
+            "jobs": _jobs_settings,
+            "state": _state_settings,
+        },
     }
     for specs in sorted(ROOT.glob("roles/*/meta/argument_specs.yml")):
         role = specs.parent.parent

@@ -10,7 +10,11 @@ from flask_openapi.blueprint import APIBlueprint
 from appliance.api.problems import ANY_OTHER
 from appliance.identity.principal import Scope
 
-KEY_PROBLEMS = ("missing_api_key", "invalid_api_key", "insufficient_scope")
+KEY_PROBLEMS = (
+    *("missing_api_key", "invalid_api_key", "invalid_token", "insufficient_scope", "tenant_not_served"),
+    *("rate_limited", "identity_provider_unavailable"),
+)
+QUOTA_PROBLEMS = ("quota_characters", "quota_accelerator")
 BODY_PROBLEMS = ("invalid_request", "invalid_json", "body_too_large", "unsupported_media_type")
 FIELD_PROBLEMS = (
     "missing_field",
@@ -29,10 +33,16 @@ ENGINE_PROBLEMS = (
 )
 BEARER: list[dict[str, list[Any]]] = [{"api_key": []}]
 
+UPLOAD_PROBLEMS = (
+    *("invalid_request", "body_too_large", "unsupported_media_type", "too_many_uploads"),
+    *("missing_field", "unknown_field", "invalid_field", "recording_refused", "decoder_unavailable"),
+)
 # What each endpoint asks of a caller; None: any known caller. An endpoint that is in neither of these two
 # cannot be called.
 REQUIRED_SCOPE: dict[str, Scope | None] = {}
 PUBLIC: set[str] = set()
+# The endpoints that take a form with recordings.
+UPLOADS: set[str] = set()
 
 # flask-openapi adds a response of its own making to operations without one for the status of its validation
 # errors (see app.py); "default" is what keeps it out.
@@ -54,4 +64,10 @@ def needs(scope: Scope | None) -> Callable[[View], View]:
 def public(view: View) -> View:
     """Let anybody call a view."""
     PUBLIC.add(f"{api.name}.{view.__name__}")
+    return view
+
+
+def uploads(view: View) -> View:
+    """Let a view take a form with recordings in place of JSON, up to the limit of uploads."""
+    UPLOADS.add(f"{api.name}.{view.__name__}")
     return view

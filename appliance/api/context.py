@@ -14,8 +14,16 @@ if TYPE_CHECKING:
     from appliance.api.record import RequestRecord
     from appliance.api.settings import ApiSettings
     from appliance.engine.client import EngineClient
-    from appliance.identity.authentication import Authenticator
     from appliance.identity.principal import Principal
+    from appliance.identity.request import RequestAuthenticator
+    from appliance.jobs.parts import Gate
+    from appliance.jobs.submission import Bell
+    from appliance.tenancy.denials import Denials
+    from appliance.tenancy.gate import Watch
+    from appliance.tenancy.house import Tenancy
+    from appliance.tenancy.origin import Origin
+    from appliance.tenancy.quotas import Quotas
+    from appliance.tenancy.recordings import Studio
 
 
 @dataclass(frozen=True)
@@ -23,10 +31,19 @@ class Services:
     """What the routes work with; one per worker process."""
 
     settings: ApiSettings
-    authenticator: Authenticator
+    authenticator: RequestAuthenticator
     engine: EngineClient
     status: RecentStatus
     streams: threading.BoundedSemaphore
+    tenancy: Tenancy
+    quotas: Quotas
+    denials: Denials
+    studio: Studio
+    watch: Watch
+    uploads: threading.BoundedSemaphore
+    gate: Gate
+    bell: Bell | None
+    origin: Origin
 
 
 def services() -> Services:

@@ -4,8 +4,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from appliance.api.settings import ApiSettings
-from appliance.identity.authentication import Authenticator
-from appliance.identity.keyring import KeyringError
+from appliance.tenancy.house import Tenancy
+from appliance.tenancy.settings import TenancySettings, TenancySettingsError
+from appliance.tenancy.setup import require_set_up
 
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
@@ -34,6 +35,10 @@ logger_class = "appliance.api.logs.GunicornLogger"
 def on_starting(_arbiter: "Arbiter") -> None:
     """Stop before workers are made if none could serve: two that fail at once give a traceback."""
     try:
-        Authenticator.load(_settings.keyring, _settings.pepper)
-    except KeyringError as error:
+        tenancy = Tenancy.open(TenancySettings.from_environment())
+        try:
+            require_set_up(tenancy)
+        finally:
+            tenancy.close()
+    except TenancySettingsError as error:
         sys.exit(str(error))

@@ -1,15 +1,20 @@
-"""JSON request bodies, read strictly."""
+"""Request bodies, read strictly: JSON, and forms where a route takes recordings."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from flask import Request
+from flask import Request, current_app
 from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from appliance.api.blueprint import UPLOADS
+from appliance.api.context import services
+from appliance.api.engine import RETRY_SECONDS
+from appliance.api.multipart import read_form
 from appliance.api.problems import Problem
 
 
@@ -19,6 +24,8 @@ class StrictRequest(Request):
     Python's reader takes duplicate keys, NaN, other encodings and any top-level value; two readers of one
     body could then disagree about what was asked for. flask-openapi calls `get_json`, so it is replaced here.
     """
+
+    _release_upload: Callable[[], object] | None = None
 
     def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:  # noqa: ARG002
         """Return the body as an object. Raises Problem, whatever the arguments, and RequestEntityTooLarge."""
@@ -32,6 +39,43 @@ class StrictRequest(Request):
         if self.max_content_length is not None and len(body) >= self.max_content_length:
             raise RequestEntityTooLarge
         return read_object(body)
+
+    @property
+    def body_limit(self) -> int:
+        """Bytes that this request's body may have."""
+        settings = services().settings
+        return settings.max_upload_bytes if self.endpoint in UPLOADS else settings.max_body_bytes
+
+    @property
+    def max_content_length(self) -> int | None:
+        """One more than is allowed, so that a body cut there is told from one that just fits."""
+        return self.body_limit + 1 if current_app else None
+
+    @max_content_length.setter
+    def max_content_length(self, _: int | None) -> None:
+        raise AttributeError("the limit is a setting")
+
+    def _load_form_data(self) -> None:
+        """Read a form; flask-openapi asks for `form` and `files`, which lead here."""
+        if "form" in self.__dict__:
+            return
+        if self.endpoint not in UPLOADS or self.mimetype != "multipart/form-data":
+            raise Problem("unsupported_media_type")
+        if self.headers.get("Content-Encoding", "identity") != "identity":
+            raise Problem("unsupported_media_type")
+        slots = services().uploads
+        if not slots.acquire(blocking=False):
+            raise Problem("too_many_uploads", retry_after=RETRY_SECONDS)
+        self._release_upload = slots.release
+        boundary = self.mimetype_params.get("boundary")
+        fields, files = read_form(self.stream, boundary, self.body_limit + 1)
+        self.__dict__["form"], self.__dict__["files"] = fields, files
+
+    def release_upload(self) -> None:
+        """Let the next upload in. What this one held in memory ends with the request."""
+        release, self._release_upload = self._release_upload, None
+        if release is not None:
+            release()
 
     def discard_body(self) -> None:
         """Read what is left of the body, up to a mebibyte.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from appliance.api.audio import FORMATS
 from appliance.api.problems import PROBLEMS, Problem
+from appliance.audio import FORMATS
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -110,6 +110,83 @@ class ModelPath(BaseModel):
     model_id: str
 
 
+class UsageLimit(BaseModel):
+    """One limit of a plan."""
+
+    used: int | float | None = Field(description="null where it is not counted, which needs a limit.")
+    limit: int | float | None = Field(description="null where there is none.")
+    remaining: int | float | None
+    reset: int | None = Field(description="Seconds until the count begins anew; null where no time does it.")
+
+
+class Usage(BaseModel):
+    """What a tenant has used of its plan: requests of this minute, the rest of this month (UTC)."""
+
+    object: Literal["usage"] = "usage"
+    plan: str
+    requests: UsageLimit = Field(description="Counted in parts of a twentieth of the limit.")
+    concurrent_streams: UsageLimit
+    characters: UsageLimit
+    accelerator_seconds: UsageLimit
+
+
+class JobHeaders(BaseModel):
+    """What makes a request that is sent again the same request."""
+
+    idempotency_key: str | None = Field(
+        None,
+        alias="Idempotency-Key",
+        description="1 to 255 printable characters. The same key and body within 24 hours are one job; the"
+        " same key with another body is refused.",
+    )
+    deduplicate: Literal["true", "false"] = Field(
+        "true",
+        alias="X-Deduplicate",
+        description="Without a key, the same body of the same caller within 20 seconds is one job, unless"
+        " this is `false`.",
+    )
+
+
+class JobPath(BaseModel):
+    """The path of one job."""
+
+    job_id: str
+
+
+class JobFault(BaseModel):
+    """What ended a job, or failed last."""
+
+    code: str
+
+
+class SpeechJob(BaseModel):
+    """A speech that is made in its turn. Times are seconds since 1970, as OpenAI's are."""
+
+    id: str
+    object: Literal["speech.job"] = "speech.job"
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    created_at: int | None
+    finished_at: int | None
+    model: str | None
+    voice: str | None
+    response_format: str | None
+    characters: int | None
+    attempts: int = Field(description="How often it was begun.")
+    output_id: str | None = Field(description="Of a succeeded job; its audio is at `/content`.")
+    consent_id: str | None
+    error: JobFault | None
+
+
+class SpeechJobList(BaseModel):
+    """Jobs, the newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[SpeechJob]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
 class State(BaseModel):
     """The answer of a probe."""
 
@@ -125,6 +202,14 @@ class ErrorObject(BaseModel):
     code: str
 
 
+class Fault(BaseModel):
+    """What speaks against one recording of a request: its place, from 0, a stable code and a sentence."""
+
+    recording: int
+    code: str
+    message: str
+
+
 class ProblemDetails(BaseModel):
     """RFC 9457 problem details, with OpenAI's `error` beside them."""
 
@@ -136,6 +221,7 @@ class ProblemDetails(BaseModel):
     code: str = Field(json_schema_extra={"enum": [*PROBLEMS]})
     request_id: str
     error: ErrorObject
+    faults: list[Fault] | None = Field(None, description="Of `recording_refused` alone.")
 
 
 def problem_of(error: ValidationError) -> Problem:

@@ -1,99 +1,107 @@
 """`testudo key`."""
 
+# ruff: noqa: PLC0415 - see `state`
+
 from __future__ import annotations
 
-from contextlib import contextmanager
-from datetime import timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
-from appliance.identity.credentials import Credentials
-from appliance.identity.keyring import Keyring, KeyringError, utc_now
+from appliance.cli.state import ACTOR, AsJson, opened, show
 from appliance.identity.principal import Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from appliance.identity.apikey import ApiKey
+    from appliance.tenancy.keys import KeyInfo
 
-app = typer.Typer(help="API keys: make the first one, add, revoke.", no_args_is_help=True)
+app = typer.Typer(help="API keys: add, rotate, revoke, list.", no_args_is_help=True)
 
-RESTART = "The API reads the keyring at start: run `systemctl restart testudo-api` to apply this."
-Directory = Annotated[Path, typer.Option("--dir", help="The credentials folder.", file_okay=False)]
-DEFAULT_DIRECTORY = Path("/var/lib/testudo/credentials")
-
-
-@app.command()
-def bootstrap(directory: Directory = DEFAULT_DIRECTORY) -> None:
-    """Make the pepper, the admin key and the keyring where they are missing. Never prints the key."""
-    credentials = Credentials(directory)
-    with _explained():
-        made = credentials.bootstrap()
-    for path in made:
-        typer.echo(f"made {path}")
-    if not made:
-        typer.echo(f"{directory} is complete; nothing was changed")
-    if credentials.admin_key.exists():
-        typer.echo(f"The admin key lies in {credentials.admin_key}, readable by its owner only.")
+KeyId = Annotated[str, typer.Argument(help="The 12 hex digits between `tsk_` and the secret.")]
+Days = Annotated[int, typer.Option(help="Days until the key expires.", min=1, max=3650)]
+COLUMNS = ("id", "state", "tenant", "subject", "scopes", "created_at", "expires_at")
 
 
 @app.command()
 def create(
     tenant: Annotated[str, typer.Option(help="Whom the key's data and voices belong to.")],
-    subject: Annotated[str, typer.Option(help="Who or what holds the key; shown in logs.")],
+    subject: Annotated[str, typer.Option(help="Who or what holds the key.")],
     scope: Annotated[list[Scope], typer.Option(help="What the key may do; repeatable.")],
-    expires_days: Annotated[int, typer.Option(help="Days until the key expires.", min=1, max=3650)] = 90,
-    directory: Directory = DEFAULT_DIRECTORY,
+    expires_days: Days = 90,
+    as_json: AsJson = False,
 ) -> None:
     """Add a key and print it, once: only its hash is kept."""
-    with _explained():
-        key, record = Credentials(directory).create_key(
-            tenant, subject, frozenset(scope), timedelta(days=expires_days)
+    from appliance.tenancy import keys
+
+    with opened() as tenancy:
+        key, info = keys.create(
+            tenancy, tenant, subject, scope, lifetime=timedelta(days=expires_days), actor=ACTOR
         )
-    typer.echo(f"Key {record.id} of tenant {tenant}, expires {record.expires}. {RESTART}", err=True)
-    typer.echo(key.reveal())
-
-
-@app.command(name="list")
-def list_keys(directory: Directory = DEFAULT_DIRECTORY) -> None:
-    """List all keys, tab-separated: id, state, tenant, subject, scopes, created, expires."""
-    with _explained():
-        ring = Keyring.load(Credentials(directory).keyring)
-    for key in ring.keys:
-        expires = key.expires.isoformat() if key.expires else "never"
-        columns = (key.id, key.state(utc_now()), key.tenant, key.subject, ",".join(sorted(key.scopes)))
-        typer.echo("\t".join((*columns, key.created.isoformat(), expires)))
+    _print(key, info, as_json=as_json)
 
 
 @app.command()
-def revoke(
-    key_id: Annotated[str, typer.Argument(help="The 12 hex digits between `tsk_` and the secret.")],
-    directory: Directory = DEFAULT_DIRECTORY,
+def rotate(
+    key_id: KeyId,
+    expires_days: Days = 90,
+    overlap_days: Annotated[int, typer.Option(help="Days that the old key still opens.", min=0, max=90)] = 7,
+    as_json: AsJson = False,
 ) -> None:
-    """Make a key open nothing any more."""
-    with _explained():
-        changed = Credentials(directory).revoke_key(key_id)
-    typer.echo(
-        f"revoked {key_id}. {RESTART}" if changed else f"{key_id} is already revoked; nothing was changed"
-    )
+    """Give the holder of a key a new one and print it, once; the old one ends after the overlap."""
+    from appliance.tenancy import keys
 
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """End the command with one line that says what to do, without a traceback."""
-    try:
-        yield
-    except KeyringError as error:
-        message = str(error)
-    except ValidationError as error:
-        fields = ", ".join(str(fault["loc"][0]) for fault in error.errors())
-        message = f"not a valid {fields}: use 1 to 63 of a-z, 0-9, '.', '_' and '-', a letter or digit first"
-    except OSError as error:
-        message = (
-            f"{error.filename}: {error.strerror}; run this as the owner of the credentials folder (root)"
+    with opened() as tenancy:
+        key, info = keys.rotate(
+            tenancy,
+            key_id,
+            lifetime=timedelta(days=expires_days),
+            overlap=timedelta(days=overlap_days),
+            actor=ACTOR,
         )
-    else:
+    _print(key, info, as_json=as_json)
+
+
+@app.command(name="list")
+def list_keys(
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None, as_json: AsJson = False
+) -> None:
+    """List keys. No secret is kept, so none is shown."""
+    from appliance.tenancy import keys, tenants
+
+    with opened() as tenancy:
+        names = [tenant] if tenant else [each.id for each in tenants.every(tenancy)]
+        found = [key for name in names for key in keys.of_tenant(tenancy, name)]
+    show([_row(key) for key in found], COLUMNS, as_json=as_json)
+
+
+@app.command()
+def revoke(key_id: KeyId) -> None:
+    """Make a key open nothing any more, within seconds."""
+    from appliance.tenancy import keys
+
+    with opened() as tenancy:
+        changed = keys.revoke(tenancy, key_id, actor=ACTOR)
+    typer.echo(f"revoked {key_id}" if changed else f"{key_id} is already revoked; nothing was changed")
+
+
+def _print(key: ApiKey, info: KeyInfo, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"key": key.reveal(), **_row(info)}, default=str))
         return
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(1)
+    # Only the key goes to standard output, so that it can be piped away.
+    typer.echo(f"Key {info.id} of tenant {info.tenant}, expires {info.expires_at}.", err=True)
+    typer.echo(key.reveal())
+
+
+def _row(key: KeyInfo) -> dict[str, Any]:
+    return {
+        "id": key.id,
+        "state": key.state(datetime.now(UTC)),
+        "tenant": key.tenant,
+        "subject": key.subject,
+        "scopes": ",".join(sorted(key.scopes)),
+        "created_at": key.created_at.isoformat(timespec="seconds"),
+        "expires_at": key.expires_at.isoformat(timespec="seconds") if key.expires_at else None,
+    }

@@ -5,21 +5,36 @@
 from __future__ import annotations
 
 import os
+import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
 import grpc
 
-from appliance.engine.engine_pb2 import StatusRequest, SynthesizeRequest
+from appliance.engine.engine_pb2 import (
+    ClipsHeader,
+    ClipsRequest,
+    StatusRequest,
+    SynthesizeRequest,
+    UsageRequest,
+)
 from appliance.engine.engine_pb2_grpc import EngineStub
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from appliance.engine.engine_pb2 import StatusResponse, SynthesizeResponse
+    from appliance.engine.engine_pb2 import (
+        ConditionResponse,
+        DetectResponse,
+        StatusResponse,
+        SynthesizeResponse,
+        UsageResponse,
+    )
 
 CHANNEL_OPTIONS = (
     # gRPC waits a second before its first reconnect and doubles that: too long after an engine's restart.
@@ -36,15 +51,26 @@ CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", 64 * 1024),
 )
 BYTES_PER_SAMPLE = 2
+# Of clips: float32, in messages that stay well below the limit.
+FLOAT_BYTES = 4
+MAX_PIECE_BYTES = 32 * 1024
 FIELD_KEY = "testudo-field"
 CODE_KEY = "testudo-code"
 RETRY_AFTER_KEY = "retry-after"
+SECONDS_KEY = "testudo-accelerator-seconds"
+# How long to wait for the cost of a call that was given up: the model lets go of it within a step.
+USAGE_SECONDS = 5.0
 
 
 class EngineError(Exception):
-    """A request the engine did not fulfil. `code` is stable and is what the API reports."""
+    """A request the engine did not fulfil. `code` is stable and is what the API reports.
+
+    `accelerator_seconds`: the time of the model that it has had all the same, as far as is known; of a
+    speech, the stream knows more.
+    """
 
     code = "engine_failed"
+    accelerator_seconds = 0.0
 
 
 class EngineUnavailable(EngineError):
@@ -125,6 +151,24 @@ class EngineStatus:
     load: EngineLoad = EngineLoad()
 
 
+@dataclass(frozen=True)
+class HeardVoice:
+    """A voice as the engine has heard it. `conditioning`: opaque bytes, of at most 32 KiB, for the model that
+    heard it alone; they are as confidential as the clips. `accelerator_seconds`: what hearing it has taken.
+    """
+
+    conditioning: bytes
+    accelerator_seconds: float
+
+
+@dataclass(frozen=True)
+class Detection:
+    """The watermark's `score` for a clip, and the `accelerator_seconds` that this has taken."""
+
+    score: float
+    accelerator_seconds: float
+
+
 class SpeechStream(Iterator[bytes]):
     """The chunks of one speech: s16le, mono, whole samples.
 
@@ -135,7 +179,12 @@ class SpeechStream(Iterator[bytes]):
     calls, cancels what is still being spoken. One thread reads; any thread may cancel.
     """
 
-    def __init__(self, call: grpc.CallIterator[SynthesizeResponse]) -> None:
+    def __init__(
+        self, call: grpc.CallIterator[SynthesizeResponse], usage: Callable[[], float] = lambda: 0.0
+    ) -> None:
+        self._usage = usage
+        self._seconds: float | None = None
+        self._watermark = ""
         self._cancel_call: Callable[[], object] = call.cancel
         self._messages = iter(call)
         self._sample_rate = 0
@@ -151,6 +200,24 @@ class SpeechStream(Iterator[bytes]):
             self._start()
         return self._sample_rate
 
+    @property
+    def accelerator_seconds(self) -> float:
+        """Time of the model that this speech has had; to be asked for after its end, however it ended.
+
+        Where the end was not the engine's to tell, as after `cancel`, the engine is asked, which takes until
+        the model has let go of it, and up to 5 seconds. Raises EngineError if it does not say.
+        """
+        if self._seconds is None:
+            self._seconds = self._usage()
+        return self._seconds
+
+    @property
+    def watermark(self) -> str:
+        """Name of the scheme that the samples are marked by. Waits until the engine begins to speak."""
+        if not self._sample_rate:
+            self._start()
+        return self._watermark
+
     def __next__(self) -> bytes:
         if not self._sample_rate:
             self._start()
@@ -163,6 +230,7 @@ class SpeechStream(Iterator[bytes]):
             return message.pcm
         if part == "finished" and message.finished.samples * BYTES_PER_SAMPLE == self._received:
             self._finish()
+            self._seconds = message.finished.accelerator_seconds
             raise StopIteration
         raise self._broken(
             f"the engine's stream ended with {self._received} bytes, which is not what it counted"
@@ -191,6 +259,7 @@ class SpeechStream(Iterator[bytes]):
         if message.WhichOneof("part") != "started" or not message.started.sample_rate:
             raise self._broken("the engine's stream does not begin with its sample rate")
         self._sample_rate = message.started.sample_rate
+        self._watermark = message.started.watermark
 
     def _finish(self) -> None:
         """Take the status that follows the terminal message: only an OK makes the speech complete."""
@@ -217,6 +286,8 @@ class SpeechStream(Iterator[bytes]):
         self._error = (
             EngineCancelled("cancelled") if self._cancelled else _engine_error(error, started=started)
         )
+        if not self._cancelled and SECONDS_KEY in _metadata(error):
+            self._seconds = self._error.accelerator_seconds
         return self._error
 
     def _broken(self, message: str) -> EngineError:
@@ -263,19 +334,76 @@ class EngineClient:
         request_id: str,
         tenant: str,
         model: str,
-        voice: str,
+        voice: str | None,
         text: str,
         seed: int | None,
         deadline: float,
+        conditioning: bytes | None = None,
+        preset: str | None = None,
     ) -> SpeechStream:
         """Have `text` spoken and read within `deadline` seconds. Returns at once; the stream raises errors.
 
-        `tenant` is that of the verified principal, never taken from a request. `seed` is below 2**64.
+        `tenant` is that of the verified principal, never taken from a request. Either `voice` names one of
+        the model's, or `conditioning` is what `condition` returned: codes `invalid_voice`, `unknown_voice`,
+        `conditioning_stale` (another model has heard it) and `conditioning_invalid`. `seed` is below 2**64.
+        `preset` is one of upstream's (`unknown_preset`); without one the model speaks as it is made to.
         """
+        receipt = secrets.token_hex(16)
         request = SynthesizeRequest(
-            request_id=request_id, tenant=tenant, model=model, voice=voice, text=text, seed=seed
+            request_id=request_id,
+            tenant=tenant,
+            model=model,
+            voice=voice or "",
+            conditioning=conditioning or b"",
+            text=text,
+            seed=seed,
+            preset=preset or "",
+            receipt=receipt,
         )
-        return SpeechStream(self._stub().Synthesize(request, timeout=deadline))
+        call = self._stub().Synthesize(request, timeout=deadline)
+        return SpeechStream(call, partial(self._usage, tenant, receipt))
+
+    def condition(
+        self, *, request_id: str, tenant: str, model: str, clips: Sequence[bytes], deadline: float
+    ) -> HeardVoice:
+        """Hear a voice in clips, float32 little endian mono at 24 kHz, within `deadline` seconds.
+
+        Raises EngineRejected of the field `clips`, with `clip_count`, `clip_too_short`, `clip_too_long`,
+        `clips_too_long`, `clip_silent` or `clip_malformed`, and the other errors as `synthesize` does.
+        """
+        header = _header(request_id, tenant, clips, model)
+        try:
+            heard: ConditionResponse = self._stub().Condition(_messages(header, clips), timeout=deadline)
+        except grpc.RpcError as error:
+            raise self._failed(error, header) from None
+        return HeardVoice(heard.conditioning, heard.accelerator_seconds)
+
+    def detect(self, *, request_id: str, tenant: str, samples: bytes, deadline: float) -> Detection:
+        """Look for the watermark in one clip, as those of `condition`, which raises the same errors."""
+        header = _header(request_id, tenant, [samples])
+        try:
+            found: DetectResponse = self._stub().Detect(_messages(header, [samples]), timeout=deadline)
+        except grpc.RpcError as error:
+            raise self._failed(error, header) from None
+        return Detection(found.score, found.accelerator_seconds)
+
+    def _failed(self, error: grpc.RpcError, header: ClipsHeader) -> EngineError:
+        """The exception for a call that has failed, with what it has cost, where the engine still says."""
+        meant = _engine_error(error, started=False)
+        if SECONDS_KEY not in _metadata(error):
+            with suppress(EngineError):
+                meant.accelerator_seconds = self._usage(header.tenant, header.receipt)
+        return meant
+
+    def _usage(self, tenant: str, receipt: str) -> float:
+        request = UsageRequest(tenant=tenant, receipt=receipt)
+        try:
+            usage: UsageResponse = self._stub().Usage(request, timeout=USAGE_SECONDS)
+        except grpc.RpcError as error:
+            if cast("grpc.Call", error).code() is grpc.StatusCode.NOT_FOUND:
+                return 0.0  # it was never let in
+            raise _engine_error(error, started=False) from None
+        return usage.accelerator_seconds
 
     def _stub(self) -> EngineStub:
         with self._lock:
@@ -286,10 +414,40 @@ class EngineClient:
             return self._engine
 
 
-def _engine_error(error: grpc.RpcError, *, started: bool) -> EngineError:
-    """The exception for a gRPC status; `started`: the engine has begun to speak, so that it was there."""
+def _header(request_id: str, tenant: str, clips: Sequence[bytes], model: str = "") -> ClipsHeader:
+    if any(len(clip) % FLOAT_BYTES for clip in clips):
+        raise EngineRejected("clips", "clip_malformed", "a clip ends within a sample")
+    return ClipsHeader(
+        request_id=request_id,
+        tenant=tenant,
+        model=model,
+        lengths=[len(clip) // FLOAT_BYTES for clip in clips],
+        receipt=secrets.token_hex(16),
+    )
+
+
+def _messages(header: ClipsHeader, clips: Sequence[bytes]) -> Iterator[ClipsRequest]:
+    yield ClipsRequest(header=header)
+    for clip in clips:
+        for start in range(0, len(clip), MAX_PIECE_BYTES):
+            yield ClipsRequest(samples=clip[start : start + MAX_PIECE_BYTES])
+
+
+def _metadata(error: grpc.RpcError) -> dict[str, str]:
     call = cast("grpc.Call", error)  # what gRPC raises is the finished call itself
-    metadata = {key: str(value) for key, value in call.trailing_metadata() or ()}
+    return {key: str(value) for key, value in call.trailing_metadata() or ()}
+
+
+def _engine_error(error: grpc.RpcError, *, started: bool) -> EngineError:
+    """The exception for a gRPC status, as `_meant` says, with what the call has cost."""
+    meant = _meant(error, started=started)
+    meant.accelerator_seconds = float(_metadata(error).get(SECONDS_KEY, 0.0))
+    return meant
+
+
+def _meant(error: grpc.RpcError, *, started: bool) -> EngineError:
+    """The exception for a gRPC status; `started`: the engine has begun to speak, so that it was there."""
+    call, metadata = cast("grpc.Call", error), _metadata(error)
     code, details = call.code(), call.details() or ""
     if code is grpc.StatusCode.INVALID_ARGUMENT and CODE_KEY in metadata:
         return EngineRejected(metadata.get(FIELD_KEY, ""), metadata[CODE_KEY], details)

@@ -26,15 +26,24 @@ class SynthesizeRequest(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     VOICE_FIELD_NUMBER: _builtins.int
+    CONDITIONING_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    PRESET_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     tenant: _builtins.str
     """The tenant of the verified caller, asserted by the API."""
     model: _builtins.str
     voice: _builtins.str
+    """Exactly one of the two: the name of a built-in voice, or what `Condition` returned."""
+    conditioning: _builtins.bytes
     text: _builtins.str
     seed: _builtins.int
+    preset: _builtins.str
+    """Name of a preset; empty for what the bundle is made for."""
+    receipt: _builtins.str
+    """A random name for this call, by which its `Usage` can be asked for; empty for none."""
     def __init__(
         self,
         *,
@@ -42,12 +51,15 @@ class SynthesizeRequest(_message.Message):
         tenant: _builtins.str = ...,
         model: _builtins.str = ...,
         voice: _builtins.str = ...,
+        conditioning: _builtins.bytes = ...,
         text: _builtins.str = ...,
         seed: _builtins.int | None = ...,
+        preset: _builtins.str = ...,
+        receipt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "model", b"model", "request_id", b"request_id", "seed", b"seed", "tenant", b"tenant", "text", b"text", "voice", b"voice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "conditioning", b"conditioning", "model", b"model", "preset", b"preset", "receipt", b"receipt", "request_id", b"request_id", "seed", b"seed", "tenant", b"tenant", "text", b"text", "voice", b"voice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
@@ -94,15 +106,19 @@ class Started(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SAMPLE_RATE_FIELD_NUMBER: _builtins.int
+    WATERMARK_FIELD_NUMBER: _builtins.int
     sample_rate: _builtins.int
+    watermark: _builtins.str
+    """The scheme that all samples are marked by."""
     def __init__(
         self,
         *,
         sample_rate: _builtins.int = ...,
+        watermark: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sample_rate", b"sample_rate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sample_rate", b"sample_rate", "watermark", b"watermark"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -113,20 +129,174 @@ class Finished(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SAMPLES_FIELD_NUMBER: _builtins.int
+    ACCELERATOR_SECONDS_FIELD_NUMBER: _builtins.int
     samples: _builtins.int
     """Samples sent in all `pcm` parts together."""
+    accelerator_seconds: _builtins.float
+    """Time of the model's turns for this request; of a batch, its share."""
     def __init__(
         self,
         *,
         samples: _builtins.int = ...,
+        accelerator_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator_seconds", b"accelerator_seconds", "samples", b"samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Finished: _TypeAlias = Finished  # noqa: Y015
+
+@_typing.final
+class ClipsRequest(_message.Message):
+    """One `header`, then all samples of its clips, one after the other: float32, little endian, mono, 24 kHz. Pieces need
+    not end where clips do, have whole samples and at most 32 KiB.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    samples: _builtins.bytes
+    @_builtins.property
+    def header(self) -> Global___ClipsHeader: ...
+    def __init__(
+        self,
+        *,
+        header: Global___ClipsHeader | None = ...,
+        samples: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "samples", b"samples"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "samples", b"samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "samples"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___ClipsRequest: _TypeAlias = ClipsRequest  # noqa: Y015
+
+@_typing.final
+class ClipsHeader(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    LENGTHS_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    tenant: _builtins.str
+    model: _builtins.str
+    """Of `Condition` alone."""
+    receipt: _builtins.str
+    @_builtins.property
+    def lengths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Samples of each clip."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        model: _builtins.str = ...,
+        lengths: _abc.Iterable[_builtins.int] | None = ...,
+        receipt: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lengths", b"lengths", "model", b"model", "receipt", b"receipt", "request_id", b"request_id", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClipsHeader: _TypeAlias = ClipsHeader  # noqa: Y015
+
+@_typing.final
+class ConditionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONDITIONING_FIELD_NUMBER: _builtins.int
+    ACCELERATOR_SECONDS_FIELD_NUMBER: _builtins.int
+    conditioning: _builtins.bytes
+    """Opaque, of at most 32 KiB, and bound to the model that heard it."""
+    accelerator_seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        conditioning: _builtins.bytes = ...,
+        accelerator_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator_seconds", b"accelerator_seconds", "conditioning", b"conditioning"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConditionResponse: _TypeAlias = ConditionResponse  # noqa: Y015
+
+@_typing.final
+class DetectResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCORE_FIELD_NUMBER: _builtins.int
+    ACCELERATOR_SECONDS_FIELD_NUMBER: _builtins.int
+    score: _builtins.float
+    accelerator_seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        score: _builtins.float = ...,
+        accelerator_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator_seconds", b"accelerator_seconds", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetectResponse: _TypeAlias = DetectResponse  # noqa: Y015
+
+@_typing.final
+class UsageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    receipt: _builtins.str
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        receipt: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageRequest: _TypeAlias = UsageRequest  # noqa: Y015
+
+@_typing.final
+class UsageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCELERATOR_SECONDS_FIELD_NUMBER: _builtins.int
+    accelerator_seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        accelerator_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator_seconds", b"accelerator_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageResponse: _TypeAlias = UsageResponse  # noqa: Y015
 
 @_typing.final
 class StatusRequest(_message.Message):

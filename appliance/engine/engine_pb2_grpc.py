@@ -40,6 +40,21 @@ class EngineStub:
                 request_serializer=appliance_dot_engine_dot_engine__pb2.SynthesizeRequest.SerializeToString,
                 response_deserializer=appliance_dot_engine_dot_engine__pb2.SynthesizeResponse.FromString,
                 _registered_method=True)
+        self.Condition = channel.stream_unary(
+                '/testudo.engine.v1.Engine/Condition',
+                request_serializer=appliance_dot_engine_dot_engine__pb2.ClipsRequest.SerializeToString,
+                response_deserializer=appliance_dot_engine_dot_engine__pb2.ConditionResponse.FromString,
+                _registered_method=True)
+        self.Detect = channel.stream_unary(
+                '/testudo.engine.v1.Engine/Detect',
+                request_serializer=appliance_dot_engine_dot_engine__pb2.ClipsRequest.SerializeToString,
+                response_deserializer=appliance_dot_engine_dot_engine__pb2.DetectResponse.FromString,
+                _registered_method=True)
+        self.Usage = channel.unary_unary(
+                '/testudo.engine.v1.Engine/Usage',
+                request_serializer=appliance_dot_engine_dot_engine__pb2.UsageRequest.SerializeToString,
+                response_deserializer=appliance_dot_engine_dot_engine__pb2.UsageResponse.FromString,
+                _registered_method=True)
         self.Status = channel.unary_unary(
                 '/testudo.engine.v1.Engine/Status',
                 request_serializer=appliance_dot_engine_dot_engine__pb2.StatusRequest.SerializeToString,
@@ -54,6 +69,28 @@ class EngineServicer:
     def Synthesize(self, request, context):
         """Speaks one text. Errors are gRPC statuses; a rejection names `testudo-field` and `testudo-code` in its trailing
         metadata, a full engine says `retry-after` (seconds) in its.
+        Either kind of end also says `testudo-accelerator-seconds`, unless the model has not let go of the request yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Condition(self, request_iterator, context):
+        """Hears a voice in clips. Errors as those of `Synthesize`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detect(self, request_iterator, context):
+        """Looks for the watermark in one clip. Errors as those of `Synthesize`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Usage(self, request, context):
+        """What a call has cost, whoever hung up on it; answers once the model has let go of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,6 +109,21 @@ def add_EngineServicer_to_server(servicer, server):
                     servicer.Synthesize,
                     request_deserializer=appliance_dot_engine_dot_engine__pb2.SynthesizeRequest.FromString,
                     response_serializer=appliance_dot_engine_dot_engine__pb2.SynthesizeResponse.SerializeToString,
+            ),
+            'Condition': grpc.stream_unary_rpc_method_handler(
+                    servicer.Condition,
+                    request_deserializer=appliance_dot_engine_dot_engine__pb2.ClipsRequest.FromString,
+                    response_serializer=appliance_dot_engine_dot_engine__pb2.ConditionResponse.SerializeToString,
+            ),
+            'Detect': grpc.stream_unary_rpc_method_handler(
+                    servicer.Detect,
+                    request_deserializer=appliance_dot_engine_dot_engine__pb2.ClipsRequest.FromString,
+                    response_serializer=appliance_dot_engine_dot_engine__pb2.DetectResponse.SerializeToString,
+            ),
+            'Usage': grpc.unary_unary_rpc_method_handler(
+                    servicer.Usage,
+                    request_deserializer=appliance_dot_engine_dot_engine__pb2.UsageRequest.FromString,
+                    response_serializer=appliance_dot_engine_dot_engine__pb2.UsageResponse.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -107,6 +159,87 @@ class Engine:
             '/testudo.engine.v1.Engine/Synthesize',
             appliance_dot_engine_dot_engine__pb2.SynthesizeRequest.SerializeToString,
             appliance_dot_engine_dot_engine__pb2.SynthesizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Condition(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/testudo.engine.v1.Engine/Condition',
+            appliance_dot_engine_dot_engine__pb2.ClipsRequest.SerializeToString,
+            appliance_dot_engine_dot_engine__pb2.ConditionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detect(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/testudo.engine.v1.Engine/Detect',
+            appliance_dot_engine_dot_engine__pb2.ClipsRequest.SerializeToString,
+            appliance_dot_engine_dot_engine__pb2.DetectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Usage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/testudo.engine.v1.Engine/Usage',
+            appliance_dot_engine_dot_engine__pb2.UsageRequest.SerializeToString,
+            appliance_dot_engine_dot_engine__pb2.UsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

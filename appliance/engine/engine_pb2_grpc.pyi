@@ -36,7 +36,14 @@ class EngineStub:
     Synthesize: _grpc.UnaryStreamMultiCallable[_engine_pb2.SynthesizeRequest, _engine_pb2.SynthesizeResponse]
     """Speaks one text. Errors are gRPC statuses; a rejection names `testudo-field` and `testudo-code` in its trailing
     metadata, a full engine says `retry-after` (seconds) in its.
+    Either kind of end also says `testudo-accelerator-seconds`, unless the model has not let go of the request yet.
     """
+    Condition: _grpc.StreamUnaryMultiCallable[_engine_pb2.ClipsRequest, _engine_pb2.ConditionResponse]
+    """Hears a voice in clips. Errors as those of `Synthesize`."""
+    Detect: _grpc.StreamUnaryMultiCallable[_engine_pb2.ClipsRequest, _engine_pb2.DetectResponse]
+    """Looks for the watermark in one clip. Errors as those of `Synthesize`."""
+    Usage: _grpc.UnaryUnaryMultiCallable[_engine_pb2.UsageRequest, _engine_pb2.UsageResponse]
+    """What a call has cost, whoever hung up on it; answers once the model has let go of it."""
     Status: _grpc.UnaryUnaryMultiCallable[_engine_pb2.StatusRequest, _engine_pb2.StatusResponse]
 
 @_typing.type_check_only
@@ -47,7 +54,14 @@ class EngineAsyncStub(EngineStub):
     Synthesize: _aio.UnaryStreamMultiCallable[_engine_pb2.SynthesizeRequest, _engine_pb2.SynthesizeResponse]  # type: ignore[assignment]
     """Speaks one text. Errors are gRPC statuses; a rejection names `testudo-field` and `testudo-code` in its trailing
     metadata, a full engine says `retry-after` (seconds) in its.
+    Either kind of end also says `testudo-accelerator-seconds`, unless the model has not let go of the request yet.
     """
+    Condition: _aio.StreamUnaryMultiCallable[_engine_pb2.ClipsRequest, _engine_pb2.ConditionResponse]  # type: ignore[assignment]
+    """Hears a voice in clips. Errors as those of `Synthesize`."""
+    Detect: _aio.StreamUnaryMultiCallable[_engine_pb2.ClipsRequest, _engine_pb2.DetectResponse]  # type: ignore[assignment]
+    """Looks for the watermark in one clip. Errors as those of `Synthesize`."""
+    Usage: _aio.UnaryUnaryMultiCallable[_engine_pb2.UsageRequest, _engine_pb2.UsageResponse]  # type: ignore[assignment]
+    """What a call has cost, whoever hung up on it; answers once the model has let go of it."""
     Status: _aio.UnaryUnaryMultiCallable[_engine_pb2.StatusRequest, _engine_pb2.StatusResponse]  # type: ignore[assignment]
 
 class EngineServicer(metaclass=_abc_1.ABCMeta):
@@ -61,7 +75,32 @@ class EngineServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_engine_pb2.SynthesizeResponse], _abc.AsyncIterator[_engine_pb2.SynthesizeResponse]]:
         """Speaks one text. Errors are gRPC statuses; a rejection names `testudo-field` and `testudo-code` in its trailing
         metadata, a full engine says `retry-after` (seconds) in its.
+        Either kind of end also says `testudo-accelerator-seconds`, unless the model has not let go of the request yet.
         """
+
+    @_abc_1.abstractmethod
+    def Condition(
+        self,
+        request_iterator: _MaybeAsyncIterator[_engine_pb2.ClipsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_engine_pb2.ConditionResponse, _abc.Awaitable[_engine_pb2.ConditionResponse]]:
+        """Hears a voice in clips. Errors as those of `Synthesize`."""
+
+    @_abc_1.abstractmethod
+    def Detect(
+        self,
+        request_iterator: _MaybeAsyncIterator[_engine_pb2.ClipsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_engine_pb2.DetectResponse, _abc.Awaitable[_engine_pb2.DetectResponse]]:
+        """Looks for the watermark in one clip. Errors as those of `Synthesize`."""
+
+    @_abc_1.abstractmethod
+    def Usage(
+        self,
+        request: _engine_pb2.UsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_engine_pb2.UsageResponse, _abc.Awaitable[_engine_pb2.UsageResponse]]:
+        """What a call has cost, whoever hung up on it; answers once the model has let go of it."""
 
     @_abc_1.abstractmethod
     def Status(

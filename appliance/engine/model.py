@@ -29,9 +29,14 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 import torch
 
-from appliance.speech import Synthesizer, read_manifest, verify_files
+from appliance.provenance.errors import ProvenanceError
+from appliance.provenance.watermark import Watermark as PerthWatermark
+from appliance.speech import BundleError, Synthesizer, read_manifest, verify_files
+from appliance.speech.bundle import WATERMARK
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
 
 # After these the accelerator's context is lost to the process.
 FATAL_ERRORS: tuple[type[BaseException], ...] = (torch.AcceleratorError,)
+
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("testudo.engine")
 
@@ -58,6 +64,47 @@ class SpeechModel(Protocol):
         Samples are mono in [-1, 1]. A request ends within one decode step after its `cancelled` turns true.
         """
 
+    def condition(self, clips: Sequence[NDArray[np.float32]], sample_rate: int) -> Any:
+        """The conditioning of the voice heard in mono clips. Raises SpeechError."""
+
+    def pack(self, voice: Any) -> bytes:
+        """A conditioning as bytes."""
+
+    def unpack(self, packed: bytes) -> Any:
+        """The conditioning of bytes that may be anybody's. Raises SpeechError."""
+
+
+class WatermarkStream(Protocol):
+    """Marks one speech, piece by piece. What comes out is as long as what went in."""
+
+    def push(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Take samples; return those that are marked by now, maybe none."""
+
+    def finish(self) -> NDArray[np.float32]:
+        """Return what is left."""
+
+
+class Watermark(Protocol):
+    """What a worker needs of appliance.provenance.watermark.Watermark."""
+
+    @property
+    def scheme(self) -> str:
+        """Name of the scheme, for those who look for the mark later."""
+
+    @property
+    def threshold(self) -> float:
+        """The score from which on a clip is said to be marked."""
+
+    @property
+    def verdict_seconds(self) -> float:
+        """How long a clip must be for its score to tell."""
+
+    def stream(self) -> WatermarkStream:
+        """Begin a speech."""
+
+    def detect(self, samples: NDArray[np.float32], rate: int) -> float:
+        """How sure it is that samples are marked."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -65,11 +112,15 @@ class Prepared:
 
     manifest: Manifest
     start: Callable[[], SpeechModel]
+    watermark: Watermark
     in_host_memory: bool = True
 
 
 def prepare(settings: EngineSettings) -> Prepared:
-    """Verify the bundle and load what forks may share. Leaves this process with its one thread."""
+    """Verify the bundle and load what forks may share. Leaves this process with its one thread.
+
+    Raises BundleError, also for a bundle without a watermark: nothing is spoken unmarked.
+    """
     threads = settings.threads or torch.get_num_threads()
     torch.set_num_threads(1)
     if not _may_write_code():
@@ -88,7 +139,7 @@ def prepare(settings: EngineSettings) -> Prepared:
             torch.set_num_threads(threads)
             return Synthesizer.load(settings.weights, device=device, dtype=settings.dtype, verify=False)
 
-        return Prepared(manifest, load, in_host_memory=False)
+        return Prepared(manifest, load, load_watermark(settings.weights), in_host_memory=False)
     model = Synthesizer.load(settings.weights, device=device, dtype=settings.dtype)
     # The bundle's own voices are no tenant's: heard once, here, for all.
     model.voices()
@@ -97,7 +148,15 @@ def prepare(settings: EngineSettings) -> Prepared:
         torch.set_num_threads(threads)
         return model
 
-    return Prepared(model.manifest, wake)
+    return Prepared(model.manifest, wake, load_watermark(settings.weights))
+
+
+def load_watermark(bundle: Path) -> Watermark:
+    """Load the watermark of a verified bundle. Raises BundleError: nothing is spoken without one."""
+    try:
+        return PerthWatermark.load(bundle / WATERMARK)
+    except ProvenanceError as error:
+        raise BundleError(f"{error}; nothing is spoken without a watermark") from None
 
 
 def _may_write_code() -> bool:

@@ -48,7 +48,7 @@ class EngineSettings(BaseSettings):
         default=0.5,
         gt=0,
         le=1,
-        description="Largest part of max_queue and of max_streams that one tenant may take up.",
+        description="Largest part of max_queue, max_streams and max_recordings that one tenant may take up.",
     )
     max_batch: int = Field(
         default=16,
@@ -81,6 +81,21 @@ class EngineSettings(BaseSettings):
         gt=0,
         description="Longest speech of a request, which fails beyond it. With max_streams it bounds the"
         " memory that unread audio can take: 48 kB per second and stream.",
+    )
+    max_clips: int = Field(default=25, ge=1, le=32, description="Clips that one voice may be heard in.")
+    max_clip_seconds: float = Field(default=30, gt=0, description="Longest clip of a voice.")
+    max_clips_seconds: float = Field(
+        default=300,
+        gt=0,
+        le=3600,
+        description="Longest that the clips of a voice may be together, and one that the watermark is looked"
+        " for in. With max_recordings it bounds the memory that they can take: 96 kB per second.",
+    )
+    max_recordings: int = Field(
+        default=4,
+        ge=1,
+        description="Requests with clips that may be received, wait or be heard at once, of one tenant its"
+        " share; more are refused as busy.",
     )
     stuck_seconds: float = Field(
         default=60,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,24 +19,25 @@ from appliance.engine.worker_pb2 import (
     Done,
     Failed,
     FromWorker,
+    Hear,
+    Heard,
     Pcm,
     Ready,
     Speak,
     ToWorker,
     TurnOver,
 )
-from appliance.speech import Cancelled, SpeechError, SpeechRequest
+from appliance.speech import PRESETS, Cancelled, SpeechError, SpeechRequest
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from appliance.engine.model import Prepared, SpeechModel
+    from appliance.engine.model import Prepared, SpeechModel, Watermark, WatermarkStream
     from appliance.engine.settings import EngineSettings
 
-PIECE_SAMPLES = 8192
+PIECE_BYTES = 2 * 8192
 MAX_MESSAGE_CHARACTERS = 500
 
 
@@ -49,36 +51,70 @@ class AudioError(Exception):
 
 def work(connection: socket.socket, prepared: Prepared, settings: EngineSettings) -> NoReturn:
     """Serve the supervisor behind `connection`. Raises SystemExit when it has gone."""
-    worker = Worker(connection, prepared.start(), settings, prepared.manifest.sample_rate)
+    worker = Worker(connection, prepared.start(), prepared.watermark, settings, prepared.manifest.sample_rate)
     worker.announce()
     while True:
         worker.serve_batch()
 
 
 @dataclass(eq=False)
-class Utterance:
-    """One request of a batch; `samples` counts what was made of it."""
+class Job:
+    """One request of a batch."""
 
-    asked: Speak
+    asked: Speak | Hear
     abandoned: bool = False
-    samples: int = 0
 
     def over(self) -> bool:
         """Nobody waits for it any more: its caller has gone or its deadline has passed."""
         return self.abandoned or time.monotonic() >= self.asked.deadline
 
 
+@dataclass(eq=False)
+class Utterance(Job):
+    """A text to be spoken; `samples` counts what the model made of it, `sent` what was passed on.
+
+    Both are summed up as well, so that it shows whether they differ.
+    """
+
+    asked: Speak
+    marker: WatermarkStream = field(kw_only=True)
+    samples: int = 0
+    sent: int = 0
+    plain_sum: int = 0
+    sent_sum: int = 0
+
+
+@dataclass(eq=False)
+class Recording(Job):
+    """Clips to be heard, as they have come: float32, one after the other."""
+
+    asked: Hear
+    samples: bytearray = field(default_factory=bytearray)
+
+    def clips(self) -> list[NDArray[np.float32]]:
+        """The clips, each by itself."""
+        whole = np.frombuffer(self.samples, "<f4")
+        return np.split(whole, np.cumsum(self.asked.lengths)[:-1])
+
+
 class Worker:
     """One thread, which looks for cancellations and the end of its turn between the steps of the model."""
 
     def __init__(
-        self, connection: socket.socket, model: SpeechModel, settings: EngineSettings, sample_rate: int
+        self,
+        connection: socket.socket,
+        model: SpeechModel,
+        watermark: Watermark,
+        settings: EngineSettings,
+        sample_rate: int,
     ) -> None:
         self._connection = connection
         self._model = model
+        self._watermark = watermark
         self._settings = settings
+        self._sample_rate = sample_rate
         self._max_samples = int(settings.max_audio_seconds * sample_rate)
-        self._utterances: dict[int, Utterance] = {}
+        self._jobs: dict[int, Job] = {}
         self._turn_ends = 0.0
 
     def announce(self) -> None:
@@ -86,26 +122,64 @@ class Worker:
         self._say(ready=Ready())
 
     def serve_batch(self) -> None:
-        """Wait for a batch and its first turn, and speak it. Raises SystemExit when nobody listens."""
+        """Wait for a batch and its first turn, and do it. Raises SystemExit when nobody listens."""
         self._wait_for_turn()
-        self._speak(list(self._utterances.values()))
-        self._utterances.clear()
+        batch = list(self._jobs.values())
+        for job in batch:
+            if isinstance(job, Recording):
+                self._hear_clips(job)
+        if utterances := [job for job in batch if isinstance(job, Utterance)]:
+            self._speak(utterances)
+        self._jobs.clear()
         self._say(batch_over=BatchOver(private_bytes=isolation.private_bytes()))
 
-    def _speak(self, batch: list[Utterance]) -> None:
-        voices = self._model.voices()
-        left = dict(enumerate(batch))
+    def _hear_clips(self, recording: Recording) -> None:
+        heard = Heard(id=recording.asked.id)
         try:
-            requests = [
-                SpeechRequest(
-                    text=utterance.asked.text,
-                    voice=voices[utterance.asked.voice],
-                    seed=utterance.asked.seed if utterance.asked.HasField("seed") else None,
-                    cancelled=partial(self._stop, utterance),
-                )
-                for utterance in batch
-            ]
-            parts = self._model.stream_batch(requests)
+            # The model hears all clips in one go, so this is asked before and after.
+            if self._stop(recording):
+                raise Cancelled  # noqa: TRY301 - as a model would
+            if recording.asked.purpose == Hear.CONDITION:
+                voice = self._model.condition(recording.clips(), self._sample_rate)
+                heard.conditioning = self._model.pack(voice)
+            else:
+                heard.score = self._watermark.detect(recording.clips()[0], self._sample_rate)
+            if self._stop(recording):
+                raise Cancelled  # noqa: TRY301
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told to who waits
+            self._fail(recording, error)
+        else:
+            self._say(heard=heard)
+        recording.samples.clear()
+
+    def _voiced(self, batch: list[Utterance]) -> dict[int, tuple[Utterance, SpeechRequest]]:
+        """The utterances whose voice can be had, and what the model is asked for; the others have failed."""
+        requests: dict[int, tuple[Utterance, SpeechRequest]] = {}
+        for utterance in batch:
+            asked = utterance.asked
+            try:
+                if asked.conditioning:
+                    voice = self._model.unpack(asked.conditioning)
+                else:
+                    voice = self._model.voices()[asked.voice]
+            except Exception as error:  # noqa: BLE001
+                self._fail(utterance, error)
+                continue
+            request = SpeechRequest(
+                text=asked.text,
+                voice=voice,
+                options=PRESETS[asked.preset] if asked.preset else None,
+                seed=asked.seed if asked.HasField("seed") else None,
+                cancelled=partial(self._stop, utterance),
+            )
+            requests[len(requests)] = utterance, request
+        return requests
+
+    def _speak(self, batch: list[Utterance]) -> None:
+        voiced = self._voiced(batch)
+        left = {index: utterance for index, (utterance, _) in voiced.items()}
+        try:
+            parts = self._model.stream_batch([request for _, request in voiced.values()])
             while left:
                 index, part = next(parts)
                 if index in left and self._take(left[index], part):
@@ -125,7 +199,8 @@ class Worker:
             self._fail(utterance, error)
             return True
         if ended:
-            self._say(done=Done(id=utterance.asked.id))
+            marked = utterance.sent_sum != utterance.plain_sum
+            self._say(done=Done(id=utterance.asked.id, marked=marked))
         return ended
 
     def _check(self, utterance: Utterance, part: NDArray[np.float32] | Exception | None) -> bool:
@@ -136,21 +211,32 @@ class Worker:
         if utterance.over():
             raise Cancelled
         if part is not None:
-            self._send(utterance, part)
-        elif not utterance.samples:
+            self._mark(utterance, part)
+            return False
+        if not utterance.samples:
             raise AudioError("audio_empty", "the model made no audio")
-        return part is None
+        self._send(utterance, utterance.marker.finish())
+        if utterance.sent != utterance.samples:
+            raise AudioError("audio_unmarked", "the watermark has changed the length of the speech")
+        return True
 
-    def _send(self, utterance: Utterance, audio: NDArray[np.float32]) -> None:
+    def _mark(self, utterance: Utterance, audio: NDArray[np.float32]) -> None:
         utterance.samples += len(audio)
         if utterance.samples > self._max_samples:
             limit = f"{self._settings.max_audio_seconds:g} seconds"
             raise AudioError("audio_too_long", f"the speech is longer than {limit}")
-        for piece in _pcm(audio):
-            self._say(pcm=Pcm(id=utterance.asked.id, pcm=piece))
+        utterance.plain_sum = zlib.crc32(_pcm(audio), utterance.plain_sum)
+        self._send(utterance, utterance.marker.push(np.clip(audio, -1, 1)))
 
-    def _fail(self, utterance: Utterance, error: Exception) -> None:
-        failed = Failed(id=utterance.asked.id)
+    def _send(self, utterance: Utterance, marked: NDArray[np.float32]) -> None:
+        utterance.sent += len(marked)
+        pcm = _pcm(marked)
+        utterance.sent_sum = zlib.crc32(pcm, utterance.sent_sum)
+        for start in range(0, len(pcm), PIECE_BYTES):
+            self._say(pcm=Pcm(id=utterance.asked.id, pcm=pcm[start : start + PIECE_BYTES]))
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        failed = Failed(id=job.asked.id)
         match error:
             case SpeechError():
                 failed.kind, failed.field, failed.code = Failed.REJECTED, error.field, error.code
@@ -164,10 +250,10 @@ class Worker:
                 failed.cause = _cause(error)
         self._say(failed=failed)
 
-    def _stop(self, utterance: Utterance) -> bool:
-        """Whether the model is to give `utterance` up, asked at each step. Waits out others' turns."""
+    def _stop(self, job: Job) -> bool:
+        """Whether the model is to give `job` up, asked at each step. Waits out others' turns."""
         self._keep_turn()
-        return utterance.over()
+        return job.over()
 
     def _keep_turn(self) -> None:
         """Take what has come, and ask for a turn if this one is over."""
@@ -185,10 +271,16 @@ class Worker:
         """Do as told; whether it was to begin a turn."""
         match command.WhichOneof("part"):
             case "speak":
-                self._utterances[command.speak.id] = Utterance(command.speak)
+                self._jobs[command.speak.id] = Utterance(command.speak, marker=self._watermark.stream())
+            case "hear":
+                self._jobs[command.hear.id] = Recording(command.hear)
+            case "samples":
+                recording = self._jobs[command.samples.id]
+                assert isinstance(recording, Recording)  # noqa: S101 - the supervisor is no stranger
+                recording.samples += command.samples.samples
             case "cancel":
-                if utterance := self._utterances.get(command.cancel.id):
-                    utterance.abandoned = True
+                if job := self._jobs.get(command.cancel.id):
+                    job.abandoned = True
             case "turn":
                 self._turn_ends = time.monotonic() + command.turn.seconds
                 return True
@@ -207,13 +299,11 @@ class Worker:
             raise SystemExit from None
 
 
-def _pcm(audio: NDArray[np.float32]) -> Iterator[bytes]:
-    """Signed 16 bit, little endian, in pieces of at most PIECE_SAMPLES samples. Raises AudioError."""
+def _pcm(audio: NDArray[np.float32]) -> bytes:
+    """Signed 16 bit, little endian. Raises AudioError."""
     if not np.isfinite(audio).all():
         raise AudioError("audio_not_finite", "the model's audio is not finite")
-    samples = np.rint(np.clip(audio, -1, 1) * 32767).astype("<i2")
-    for start in range(0, len(samples), PIECE_SAMPLES):
-        yield samples[start : start + PIECE_SAMPLES].tobytes()
+    return np.rint(np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes()
 
 
 def _cause(error: BaseException) -> str:

@@ -129,11 +129,18 @@ class Loaded(_message.Message):
     INTELLIGIBLE_FIELD_NUMBER: _builtins.int
     VOICES_FIELD_NUMBER: _builtins.int
     SAMPLE_RATE_FIELD_NUMBER: _builtins.int
+    WATERMARK_FIELD_NUMBER: _builtins.int
+    WATERMARK_THRESHOLD_FIELD_NUMBER: _builtins.int
+    WATERMARK_SECONDS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     title: _builtins.str
     notice: _builtins.str
     intelligible: _builtins.bool
     sample_rate: _builtins.int
+    watermark: _builtins.str
+    """The scheme that marks all samples, the score from which a mark is found, and the seconds that takes to tell."""
+    watermark_threshold: _builtins.float
+    watermark_seconds: _builtins.float
     @_builtins.property
     def voices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -145,10 +152,13 @@ class Loaded(_message.Message):
         intelligible: _builtins.bool = ...,
         voices: _abc.Iterable[_builtins.str] | None = ...,
         sample_rate: _builtins.int = ...,
+        watermark: _builtins.str = ...,
+        watermark_threshold: _builtins.float = ...,
+        watermark_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "intelligible", b"intelligible", "notice", b"notice", "sample_rate", b"sample_rate", "title", b"title", "voices", b"voices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "intelligible", b"intelligible", "notice", b"notice", "sample_rate", b"sample_rate", "title", b"title", "voices", b"voices", "watermark", b"watermark", "watermark_seconds", b"watermark_seconds", "watermark_threshold", b"watermark_threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -202,31 +212,39 @@ Global___Exited: _TypeAlias = Exited  # noqa: Y015
 
 @_typing.final
 class ToWorker(_message.Message):
-    """A batch is any number of `speak` and the `turn` that follows them."""
+    """A batch is any number of `speak` and `hear`, each of these with its `samples`, and the `turn` that follows them."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SPEAK_FIELD_NUMBER: _builtins.int
     TURN_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    HEAR_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def speak(self) -> Global___Speak: ...
     @_builtins.property
     def turn(self) -> Global___Turn: ...
     @_builtins.property
     def cancel(self) -> Global___Cancel: ...
+    @_builtins.property
+    def hear(self) -> Global___Hear: ...
+    @_builtins.property
+    def samples(self) -> Global___Samples: ...
     def __init__(
         self,
         *,
         speak: Global___Speak | None = ...,
         turn: Global___Turn | None = ...,
         cancel: Global___Cancel | None = ...,
+        hear: Global___Hear | None = ...,
+        samples: Global___Samples | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "part", b"part", "speak", b"speak", "turn", b"turn"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "hear", b"hear", "part", b"part", "samples", b"samples", "speak", b"speak", "turn", b"turn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "part", b"part", "speak", b"speak", "turn", b"turn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "hear", b"hear", "part", b"part", "samples", b"samples", "speak", b"speak", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["speak", "turn", "cancel"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["speak", "turn", "cancel", "hear", "samples"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
@@ -241,12 +259,17 @@ class Speak(_message.Message):
     VOICE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
+    CONDITIONING_FIELD_NUMBER: _builtins.int
+    PRESET_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     text: _builtins.str
     voice: _builtins.str
+    """A built-in voice, or else `conditioning`."""
     seed: _builtins.int
     deadline: _builtins.float
     """By CLOCK_MONOTONIC, which all processes of a machine share."""
+    conditioning: _builtins.bytes
+    preset: _builtins.str
     def __init__(
         self,
         *,
@@ -255,16 +278,85 @@ class Speak(_message.Message):
         voice: _builtins.str = ...,
         seed: _builtins.int | None = ...,
         deadline: _builtins.float = ...,
+        conditioning: _builtins.bytes = ...,
+        preset: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "deadline", b"deadline", "id", b"id", "seed", b"seed", "text", b"text", "voice", b"voice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "conditioning", b"conditioning", "deadline", b"deadline", "id", b"id", "preset", b"preset", "seed", b"seed", "text", b"text", "voice", b"voice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
 
 Global___Speak: _TypeAlias = Speak  # noqa: Y015
+
+@_typing.final
+class Hear(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Purpose:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _PurposeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Hear._Purpose.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CONDITION: Hear._Purpose.ValueType  # 0
+        DETECT: Hear._Purpose.ValueType  # 1
+
+    class Purpose(_Purpose, metaclass=_PurposeEnumTypeWrapper): ...
+    CONDITION: Hear.Purpose.ValueType  # 0
+    DETECT: Hear.Purpose.ValueType  # 1
+
+    ID_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    LENGTHS_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    purpose: Global___Hear.Purpose.ValueType
+    deadline: _builtins.float
+    @_builtins.property
+    def lengths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Samples of each clip."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        purpose: Global___Hear.Purpose.ValueType = ...,
+        lengths: _abc.Iterable[_builtins.int] | None = ...,
+        deadline: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "id", b"id", "lengths", b"lengths", "purpose", b"purpose"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Hear: _TypeAlias = Hear  # noqa: Y015
+
+@_typing.final
+class Samples(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    samples: _builtins.bytes
+    """Whole samples: float32, little endian, mono."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        samples: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "samples", b"samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Samples: _TypeAlias = Samples  # noqa: Y015
 
 @_typing.final
 class Turn(_message.Message):
@@ -316,6 +408,7 @@ class FromWorker(_message.Message):
     TURN_OVER_FIELD_NUMBER: _builtins.int
     BATCH_OVER_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
+    HEARD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def pcm(self) -> Global___Pcm: ...
     @_builtins.property
@@ -328,6 +421,8 @@ class FromWorker(_message.Message):
     def batch_over(self) -> Global___BatchOver: ...
     @_builtins.property
     def ready(self) -> Global___Ready: ...
+    @_builtins.property
+    def heard(self) -> Global___Heard: ...
     def __init__(
         self,
         *,
@@ -337,12 +432,13 @@ class FromWorker(_message.Message):
         turn_over: Global___TurnOver | None = ...,
         batch_over: Global___BatchOver | None = ...,
         ready: Global___Ready | None = ...,
+        heard: Global___Heard | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_over", b"batch_over", "done", b"done", "failed", b"failed", "part", b"part", "pcm", b"pcm", "ready", b"ready", "turn_over", b"turn_over"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_over", b"batch_over", "done", b"done", "failed", b"failed", "heard", b"heard", "part", b"part", "pcm", b"pcm", "ready", b"ready", "turn_over", b"turn_over"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_over", b"batch_over", "done", b"done", "failed", b"failed", "part", b"part", "pcm", b"pcm", "ready", b"ready", "turn_over", b"turn_over"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_over", b"batch_over", "done", b"done", "failed", b"failed", "heard", b"heard", "part", b"part", "pcm", b"pcm", "ready", b"ready", "turn_over", b"turn_over"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["pcm", "done", "failed", "turn_over", "batch_over", "ready"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["pcm", "done", "failed", "turn_over", "batch_over", "ready", "heard"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
@@ -393,19 +489,50 @@ class Done(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    MARKED_FIELD_NUMBER: _builtins.int
     id: _builtins.int
+    marked: _builtins.bool
+    """The watermark has changed the samples."""
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
+        marked: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "marked", b"marked"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Done: _TypeAlias = Done  # noqa: Y015
+
+@_typing.final
+class Heard(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    CONDITIONING_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    conditioning: _builtins.bytes
+    score: _builtins.float
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        conditioning: _builtins.bytes = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["conditioning", b"conditioning", "result", b"result", "score", b"score"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditioning", b"conditioning", "id", b"id", "result", b"result", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["conditioning", "score"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___Heard: _TypeAlias = Heard  # noqa: Y015
 
 @_typing.final
 class Failed(_message.Message):

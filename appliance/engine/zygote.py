@@ -83,7 +83,7 @@ class _Zygote:
         # What the collector never visits, it never writes to, and what is not written to stays shared.
         gc.collect()
         gc.freeze()
-        manifest = self._prepared.manifest
+        manifest, watermark = self._prepared.manifest, self._prepared.watermark
         self._say(
             loaded=Loaded(
                 id=manifest.id,
@@ -92,6 +92,9 @@ class _Zygote:
                 intelligible=manifest.intelligible,
                 voices=manifest.voices,
                 sample_rate=manifest.sample_rate,
+                watermark=watermark.scheme,
+                watermark_threshold=watermark.threshold,
+                watermark_seconds=watermark.verdict_seconds,
             )
         )
         self._poll.register(self._control, select.POLLIN)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from appliance.identity.apikey import ApiKey
 from appliance.identity.keyring import Keyring, load_pepper
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-_NOBODY = "0" * 64
+NOBODY = "0" * 64
+"""The digest of no key, to compare with where there is none."""
 
 
 class AuthenticationError(Exception):
@@ -39,6 +40,24 @@ class IssuerUnavailableError(AuthenticationError):
         super().__init__("identity_provider_unavailable")
 
 
+class KeyAuthenticator(Protocol):
+    """Knows callers by their API keys, wherever those are kept."""
+
+    def authenticate(self, authorization: str | None, *, now: datetime) -> Principal:
+        """Verify the value of an Authorization header. Raises AuthenticationError."""
+
+
+def presented(authorization: str | None) -> ApiKey:
+    """Read `Bearer tsk_<key id>_<secret>`. Raises AuthenticationError."""
+    scheme, _, token = (authorization or "").strip().partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise AuthenticationError("missing_api_key")
+    key = ApiKey.parse(token.strip())
+    if key is None:
+        raise AuthenticationError("invalid_api_key")
+    return key
+
+
 class Authenticator:
     """Verifies API keys against a keyring that is read once, at start."""
 
@@ -57,14 +76,9 @@ class Authenticator:
         An unknown id costs the same HMAC and comparison as a known one, so that time tells nothing.
         Raises AuthenticationError.
         """
-        scheme, _, token = (authorization or "").strip().partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
-            raise AuthenticationError("missing_api_key")
-        key = ApiKey.parse(token.strip())
-        if key is None:
-            raise AuthenticationError("invalid_api_key")
+        key = presented(authorization)
         record = self._records.get(key.id)
-        genuine = hmac.compare_digest(key.digest(self._pepper), record.digest if record else _NOBODY)
+        genuine = hmac.compare_digest(key.digest(self._pepper), record.digest if record else NOBODY)
         if record is None or not genuine or record.state(now) != "active":
             raise AuthenticationError("invalid_api_key")
         return Principal(

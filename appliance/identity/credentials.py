@@ -23,12 +23,10 @@ from appliance.identity.principal import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import timedelta
     from pathlib import Path
 
 ADMIN_TENANT = "default"
 ADMIN_SUBJECT = "admin"
-MAX_ACTIVE_WHILE_ROTATING = 2
 
 
 @dataclass(frozen=True)
@@ -80,78 +78,16 @@ class Credentials:
             key = ApiKey.parse(self.admin_key.read_text("ascii", errors="replace").strip())
             if key is None:
                 raise KeyringError(f"{self.admin_key} holds no API key; remove it and run this again")
-            record = self._record(key, ADMIN_TENANT, ADMIN_SUBJECT, frozenset(Scope), None)
+            record = KeyRecord(
+                id=key.id,
+                digest=key.digest(load_pepper(self.pepper)),
+                tenant=ADMIN_TENANT,
+                subject=ADMIN_SUBJECT,
+                scopes=frozenset(Scope),
+                created=utc_now(),
+            )
             Keyring(keys=(record,)).save(self.keyring)
             return (*made, self.keyring)
-
-    def create_key(
-        self, tenant: str, subject: str, scopes: frozenset[Scope], lifetime: timedelta | None
-    ) -> tuple[ApiKey, KeyRecord]:
-        """Add a key and keep only its hash: what is returned is the only copy.
-
-        Raises KeyringError, or pydantic's ValidationError for a bad name.
-        """
-        with self._locked():
-            ring = Keyring.load(self.keyring)
-            key = ApiKey.generate()
-            record = self._record(key, tenant, subject, scopes, lifetime)
-            Keyring(keys=(*ring.keys, record)).save(self.keyring)
-            return key, record
-
-    def rotate_key(
-        self, key_id: str, lifetime: timedelta | None, overlap: timedelta
-    ) -> tuple[ApiKey, KeyRecord]:
-        """Give the holder of an active key a new one of the same scopes; the old one ends after `overlap`.
-
-        What is returned is the only copy. Raises KeyringError where the key is not active, or where its
-        subject has two active keys already: a rotation that is not finished, or one that nobody knows of.
-        """
-        with self._locked():
-            ring, now = Keyring.load(self.keyring), utc_now()
-            active = [record for record in ring.keys if record.state(now) == "active"]
-            old = next((record for record in active if record.id == key_id), None)
-            if old is None:
-                raise KeyringError(f"no active key has the id {key_id!r}; `testudo key list` shows all ids")
-            holder = (old.tenant, old.subject)
-            if sum((each.tenant, each.subject) == holder for each in active) >= MAX_ACTIVE_WHILE_ROTATING:
-                raise KeyringError(
-                    f"{old.subject} of {old.tenant} has {MAX_ACTIVE_WHILE_ROTATING} active keys or more; "
-                    "revoke the one that is not in use"
-                )
-            ends = now + overlap
-            ending = old.model_copy(update={"expires": min(ends, old.expires or ends)})
-            key = ApiKey.generate()
-            record = self._record(key, old.tenant, old.subject, old.scopes, lifetime)
-            kept = (ending if each is old else each for each in ring.keys)
-            Keyring(keys=(*kept, record)).save(self.keyring)
-            return key, record
-
-    def revoke_key(self, key_id: str) -> bool:
-        """Mark a key as revoked from now on; False where it already is. Raises KeyringError."""
-        with self._locked():
-            ring, now = Keyring.load(self.keyring), utc_now()
-            record = next((record for record in ring.keys if record.id == key_id), None)
-            if record is None:
-                raise KeyringError(f"no key has the id {key_id!r}; `testudo key list` shows all ids")
-            if record.revoked is not None:
-                return False
-            revoked = record.model_copy(update={"revoked": now})
-            Keyring(keys=tuple(revoked if key is record else key for key in ring.keys)).save(self.keyring)
-            return True
-
-    def _record(
-        self, key: ApiKey, tenant: str, subject: str, scopes: frozenset[Scope], lifetime: timedelta | None
-    ) -> KeyRecord:
-        now = utc_now()
-        return KeyRecord(
-            id=key.id,
-            digest=key.digest(load_pepper(self.pepper)),
-            tenant=tenant,
-            subject=subject,
-            scopes=scopes,
-            created=now,
-            expires=now + lifetime if lifetime else None,
-        )
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -159,7 +95,7 @@ class Credentials:
             descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise KeyringError(
-                f"cannot open {self.directory} ({error.strerror}); make it with `testudo key bootstrap --dir`"
+                f"cannot open {self.directory} ({error.strerror}); make it with `testudo credentials --dir`"
             ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -65,7 +65,7 @@ class Keyring(BaseModel):
             return cls.model_validate_json(path.read_bytes())
         except OSError as error:
             raise KeyringError(
-                f"cannot read the keyring {path} ({error.strerror}); make one with `testudo key bootstrap`"
+                f"cannot read the keyring {path} ({error.strerror}); make one with `testudo credentials`"
             ) from None
         except ValidationError as error:
             # The error's own text would show the record.
@@ -85,7 +85,7 @@ def load_pepper(path: Path) -> bytes:
         pepper = path.read_bytes()
     except OSError as error:
         raise KeyringError(
-            f"cannot read the pepper {path} ({error.strerror}); make one with `testudo key bootstrap`"
+            f"cannot read the pepper {path} ({error.strerror}); make one with `testudo credentials`"
         ) from None
     if len(pepper) != PEPPER_BYTES:
         raise KeyringError(

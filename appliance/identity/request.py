@@ -12,7 +12,7 @@ from appliance.identity.keyring import utc_now
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from appliance.identity.authentication import Authenticator
+    from appliance.identity.authentication import KeyAuthenticator
     from appliance.identity.identitytoken import IdentityTokenVerifier
     from appliance.identity.oidc import OidcVerifier
     from appliance.identity.principal import Principal
@@ -41,7 +41,7 @@ class RequestAuthenticator:
     def __init__(
         self,
         *,
-        api_keys: Authenticator | None = None,
+        api_keys: KeyAuthenticator | None = None,
         identity_tokens: IdentityTokenVerifier | None = None,
         oidc: OidcVerifier | None = None,
         behind_gateway: bool = False,

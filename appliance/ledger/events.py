@@ -70,6 +70,18 @@ class TenantCreated(Event):
     plan: Name
 
 
+class TenantSuspended(Event):
+    """A tenant is not served until it is resumed; nothing of it was removed."""
+
+    kind = "tenant.suspended"
+
+
+class TenantResumed(Event):
+    """A suspended tenant is served again."""
+
+    kind = "tenant.resumed"
+
+
 class TenantClosed(Event):
     """A tenant was closed; nothing of it can be used any more."""
 
@@ -77,14 +89,14 @@ class TenantClosed(Event):
 
 
 class PlanChanged(Event):
-    """A tenant's limits changed to these."""
+    """A tenant's limits changed to these; what is left out has no limit."""
 
     kind = "plan.changed"
     plan: Name
-    requests_per_minute: Count
-    concurrent_streams: Count
-    characters_per_month: Count
-    accelerator_seconds_per_month: Count
+    requests_per_minute: Count | None = None
+    concurrent_streams: Count | None = None
+    characters_per_month: Count | None = None
+    accelerator_seconds_per_month: Count | None = None
 
 
 class RolesChanged(Event):
@@ -229,6 +241,8 @@ KINDS: Final[Mapping[str, type[Event]]] = {
     event.kind: event
     for event in (
         TenantCreated,
+        TenantSuspended,
+        TenantResumed,
         TenantClosed,
         PlanChanged,
         RolesChanged,

@@ -22,6 +22,7 @@ MAX_RECEIPT: Final = 64 * 1024 * 1024  # bytes: 900 000 things
 
 Thing = Literal["voices", "samples", "conditionings", "consents", "speeches", "jobs", "principals"]
 Means = Literal["rows_deleted", "object_versions_deleted", "caches_cleared", "queue_cleared", "keys_shredded"]
+Policy = Literal["request", "retention", "consent_ended", "tenant_closed"]
 _ID: Final[TypeAdapter[str]] = TypeAdapter(AnyId)
 _STRICT: Final = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
@@ -72,7 +73,7 @@ class Receipt(BaseModel):
     erasure: ErasureId
     tenant: Name
     scope: ErasureScope
-    policy: Literal["request", "retention", "consent_ended", "tenant_closed"]
+    policy: Policy
     requested_at: Timestamp
     requested_by: Actor
     completed_at: Timestamp

@@ -17,7 +17,8 @@ MAX_MANIFEST_BYTES = 1 << 20
 NETWORKS = ("autoregressive", "clvp", "diffusion", "vocoder")
 TOKENIZER = "tokenizer.json"
 MEL_NORMS = "mel_norms.safetensors"
-REQUIRED = (*(f"{network}.safetensors" for network in NETWORKS), TOKENIZER, MEL_NORMS)
+WATERMARK = "watermark.safetensors"
+REQUIRED = (*(f"{network}.safetensors" for network in NETWORKS), TOKENIZER, MEL_NORMS, WATERMARK)
 # The networks that a bundle may lack, by the field of the configuration that says it does not.
 OPTIONAL_NETWORKS = {
     "hifigan": ("hifigan",),

@@ -21,6 +21,7 @@ from appliance.speech.clips import heard
 from appliance.speech.config import SynthesisOptions
 from appliance.speech.errors import BundleError, Cancelled, SpeechError
 from appliance.speech.networks import Networks
+from appliance.speech.packing import pack, unpack
 from appliance.speech.planning import Conditioning, Plan, SpeechRequest, chosen, plan
 from appliance.speech.precision import DtypeName, prepare
 from appliance.speech.production import ROWS, Production, Utterance
@@ -125,6 +126,14 @@ class Synthesizer:
             networks.diffusion.condition(second),
             networks.cvvp.condition(first) if networks.cvvp else None,
         )
+
+    def pack(self, voice: Conditioning) -> bytes:
+        """Return a voice that this model has heard as bytes, to be kept."""
+        return pack(voice, self.manifest)
+
+    def unpack(self, packed: bytes) -> Conditioning:
+        """Return the voice of bytes that anybody may have written. Raises `SpeechError`, see `packing`."""
+        return unpack(packed, self.manifest, self._mel_norms.device)
 
     @torch.inference_mode()
     def random_voice(self, seed: int | None = None) -> Conditioning:

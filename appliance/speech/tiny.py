@@ -19,6 +19,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 
+from appliance.provenance import perth
 from appliance.speech import bundle as bundles
 from appliance.speech.artificial_voice import speech_like
 from appliance.speech.autoregressive import MEL_BANDS, Projection
@@ -106,6 +107,7 @@ def _write(folder: Path) -> bundles.Manifest:
     for name, network in Networks(CONFIG).named():
         save_file(_parameters(name, network), folder / f"{name}.safetensors")
     save_file({"mel_norms": torch.full((MEL_BANDS,), -6.0)}, folder / bundles.MEL_NORMS)
+    perth.convert(perth.installed_checkpoint(), folder / bundles.WATERMARK)
     (folder / bundles.TOKENIZER).write_text(_tokenizer().to_str(pretty=True), encoding="utf-8")
     soundfile.write(folder / CLIP, speech_like(6.0, CLIP_RATE, SEED), CLIP_RATE, subtype="PCM_16")
     paths = (*bundles.required(CONFIG), CLIP)
@@ -120,11 +122,17 @@ def _write(folder: Path) -> bundles.Manifest:
         licence=LICENCE,
         source=SOURCE,
         config=CONFIG,
-        files=tuple(bundles.describe(folder, path, licence=LICENCE, source=SOURCE) for path in paths),
+        files=tuple(_described(folder, path) for path in paths),
         voices=(VOICE,),
     )
     bundles.write_manifest(folder, manifest)
     return manifest
+
+
+def _described(folder: Path, path: str) -> bundles.BundleFile:
+    if path == bundles.WATERMARK:
+        return bundles.describe(folder, path, licence=perth.LICENCE, source=perth.SOURCE)
+    return bundles.describe(folder, path, licence=LICENCE, source=SOURCE)
 
 
 def _parameters(network: str, module: nn.Module) -> dict[str, torch.Tensor]:

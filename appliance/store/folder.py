@@ -16,6 +16,7 @@ from appliance.store.objects import KIND, ObjectKey, prefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
     from pathlib import Path
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -90,6 +91,39 @@ class FolderObjects:
             for entry in self._names(*prefix(tenant, name)):
                 if ID.fullmatch(entry):
                     yield ObjectKey(tenant, name, entry)
+
+    def versions(self, key: ObjectKey) -> int:
+        """One file, or none."""
+        return int(self._written(key.id, *prefix(key.tenant, key.kind)) is not None)
+
+    def written_before(self, tenant: str, moment: datetime) -> Iterator[ObjectKey]:
+        """By the time of the file's content."""
+        for key in self.keys(tenant):
+            written = self._written(key.id, *prefix(tenant, key.kind))
+            if written is not None and written < moment.timestamp():
+                yield key
+
+    def clear_unfinished(self, tenant: str, before: datetime) -> int:
+        """Unlink temporary files, which `put` renames when they are whole."""
+        removed = 0
+        for kind in self._kinds(tenant, None):
+            path = prefix(tenant, kind)
+            for name in self._names(*path):
+                written = self._written(name, *path) if name.startswith(".") else None
+                if written is not None and written < before.timestamp():
+                    with contextlib.suppress(FileNotFoundError), self._folder(*path) as folder:
+                        os.unlink(name, dir_fd=folder)
+                        os.fsync(folder)
+                        removed += 1
+        return removed
+
+    def _written(self, name: str, *path: str) -> float | None:
+        """When a file was written (POSIX time), or None where there is none."""
+        try:
+            with self._folder(*path) as folder:
+                return os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime
+        except FileNotFoundError:
+            return None
 
     def _kinds(self, tenant: str, kind: str | None) -> list[str]:
         path = prefix(tenant, kind)

@@ -11,6 +11,7 @@ from appliance.store.ids import ID, ID_PATTERN, TENANT, TENANT_PATTERN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
 KIND = re.compile(r"[a-z]{1,32}")
 _KEY = re.compile(rf"tenants/({TENANT_PATTERN})/({KIND.pattern})/({ID_PATTERN})")
@@ -60,6 +61,15 @@ class Objects(Protocol):
 
     def keys(self, tenant: str, kind: str | None = None) -> Iterator[ObjectKey]:
         """Yield the keys of a tenant's objects in order."""
+
+    def versions(self, key: ObjectKey) -> int:
+        """Count what `delete` would remove: versions and delete markers."""
+
+    def written_before(self, tenant: str, moment: datetime) -> Iterator[ObjectKey]:
+        """Yield the keys of what was last written before, also where a delete marker hides it."""
+
+    def clear_unfinished(self, tenant: str, before: datetime) -> int:
+        """Remove what is left of writes that were cut off; return how many there were."""
 
 
 def prefix(tenant: str, kind: str | None) -> tuple[str, ...]:

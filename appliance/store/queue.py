@@ -115,10 +115,25 @@ class Queue:
             )
             _change(session, _held(lease), **values, error_code=error_code)
 
-    def fail(self, lease: Lease, now: datetime, error_code: str) -> None:
-        """End the job without a result. Raises LeaseLostError."""
+    def release(self, lease: Lease, at: datetime) -> None:
+        """Give the job back as if it had not been claimed, to be claimed again from `at`.
+
+        For a claimant that is stopped, or finds that nothing can be done now: no attempt is used up. Raises
+        LeaseLostError.
+        """
+        values = {**_finished(JobState.QUEUED, None), "available_at": at, "attempts": Job.attempts - 1}
         with self._store.worker_session() as session:
-            _change(session, _held(lease), **_finished(JobState.FAILED, now), error_code=error_code)
+            _change(session, _held(lease), **values)
+
+    def fail(self, lease: Lease, now: datetime, error_code: str, state: JobState = JobState.FAILED) -> None:
+        """End the job without a result, as failed or cancelled. Raises LeaseLostError."""
+        with self._store.worker_session() as session:
+            _change(session, _held(lease), **_finished(state, now), error_code=error_code)
+
+    def tenants(self) -> list[str]:
+        """Who has jobs, finished ones included."""
+        with self._store.worker_session() as session:
+            return list(session.scalars(select(Job.tenant_id).distinct().order_by(Job.tenant_id)))
 
 
 def complete(session: TenantSession, lease: Lease, speech: Speech, now: datetime) -> None:
@@ -132,16 +147,28 @@ def complete(session: TenantSession, lease: Lease, speech: Speech, now: datetime
     session.flush()
 
 
-def cancel(session: TenantSession, now: datetime, *, job: str | None = None, voice: str | None = None) -> int:
+def holds(session: TenantSession, lease: Lease) -> bool:
+    """Whether the job is still this claimant's."""
+    return session.execute(select(Job.id).where(*_held(lease))).one_or_none() is not None
+
+
+def cancel(
+    session: TenantSession,
+    now: datetime,
+    *,
+    job: str | None = None,
+    voice: str | None = None,
+    error_code: str | None = None,
+) -> int:
     """Cancel one job, or all jobs of a voice, that are not finished; return how many there were.
 
-    A claimant learns of it by LeaseLostError.
+    A claimant learns of it by LeaseLostError. `error_code` says why where it was not the caller's wish.
     """
     chosen = (Job.id == job) if voice is None else (Job.voice_id == voice)
     cancelled = session.execute(
         update(Job)
         .where(chosen, Job.state.in_((JobState.QUEUED, JobState.RUNNING)))
-        .values(**_finished(JobState.CANCELLED, now))
+        .values(**_finished(JobState.CANCELLED, now), error_code=error_code)
         .returning(Job.id)
         .execution_options(synchronize_session="fetch")
     )

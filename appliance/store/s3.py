@@ -80,17 +80,32 @@ class S3Objects:
             for found in page.get("Contents", ()):
                 yield ObjectKey.parse(found["Key"], tenant=tenant)
 
-    def _versions(self, tenant: str, start: str) -> Iterator[dict[str, str]]:
+    def versions(self, key: ObjectKey) -> int:
+        """Count versions and delete markers."""
+        return sum(found["Key"] == str(key) for found in self._versions(key.tenant, str(key)))
+
+    def written_before(self, tenant: str, moment: datetime) -> Iterator[ObjectKey]:
+        """By the newest version or delete marker of each key."""
+        for found in self._versions(tenant, "/".join(prefix(tenant, None)) + "/"):
+            if found["IsLatest"] and found["LastModified"] < moment:
+                yield ObjectKey.parse(found["Key"], tenant=tenant)
+
+    def clear_unfinished(self, tenant: str, before: datetime) -> int:  # noqa: ARG002
+        """None: S3 keeps a whole object or nothing, and uploads in parts are not used."""
+        return 0
+
+    def _versions(self, tenant: str, start: str) -> Iterator[dict[str, Any]]:
         pages = self._client_for(tenant).get_paginator("list_object_versions")
         for page in pages.paginate(**self._bucket, Prefix=start):
-            for found in (*page.get("Versions", ()), *page.get("DeleteMarkers", ())):
-                yield {"Key": found["Key"], "VersionId": found["VersionId"]}
+            yield from page.get("Versions", ())
+            yield from page.get("DeleteMarkers", ())
 
-    def _remove(self, tenant: str, versions: list[dict[str, str]]) -> None:
+    def _remove(self, tenant: str, versions: list[dict[str, Any]]) -> None:
         client = self._client_for(tenant)
-        for first in range(0, len(versions), BATCH):
+        named = [{"Key": found["Key"], "VersionId": found["VersionId"]} for found in versions]
+        for first in range(0, len(named), BATCH):
             answer = client.delete_objects(
-                **self._bucket, Delete={"Objects": versions[first : first + BATCH], "Quiet": True}
+                **self._bucket, Delete={"Objects": named[first : first + BATCH], "Quiet": True}
             )
             # S3 answers 200 also where it has kept some.
             if failed := answer.get("Errors"):

@@ -395,6 +395,15 @@ class Usage(TenantOwned, Base):
     amount: Mapped[int] = mapped_column(BigInteger)
 
 
+class StreamLease(TenantOwned, Base):
+    """One stream that is open now. It ends with its row, or when whoever holds it has died and it expires."""
+
+    __tablename__ = "stream_lease"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    expires_at: Mapped[datetime]
+
+
 class Erasure(TenantOwned, Base):
     """A request to erase, and the signed receipt when it is done."""
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
+    from sqlalchemy import Connection
     from sqlalchemy.orm import ORMExecuteState, UOWTransaction
 
 
@@ -47,14 +48,18 @@ class TenantSession(Session):
 
         SQLite has no two writers at a time.
         """
-        connection = super().connection()
-        if connection.dialect.name == "postgresql":
-            lock = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
-            connection.execute(lock, {"name": f"testudo:{self.tenant}:{what}"})
+        lock(super().connection(), self.tenant, what)
 
     def connection(self, *_: object, **__: object) -> NoReturn:
         """Refused: what runs on a bare connection passes no wall on SQLite."""
         raise WallError("raw_statement", "a tenant's session gives out no connection")
+
+
+def lock(connection: Connection, tenant: str, what: str) -> None:
+    """What `TenantSession.exclusive` does, for an operator's transaction too."""
+    if connection.dialect.name == "postgresql":
+        statement = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+        connection.execute(statement, {"name": f"testudo:{tenant}:{what}"})
 
 
 @event.listens_for(TenantSession, "do_orm_execute")

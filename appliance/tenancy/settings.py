@@ -55,7 +55,15 @@ class TenancySettings(BaseSettings):
         f"{CREDENTIALS}/signing.key",
         description="File, or ARN of a KMS key (ECC_NIST_P256), that signs receipts and ledger heads.",
     )
+    c2pa: Path = Field(
+        CREDENTIALS,
+        description="Folder of c2pa.key, c2pa.pem and c2pa-root.pem, which finished files are signed with.",
+    )
     pepper: Path = Field(CREDENTIALS / "pepper", description="Secret that API keys are hashed with.")
+    keyring: Path = Field(
+        CREDENTIALS / "keyring.json",
+        description="Keys of the first boot, which `testudo setup` takes over into the database.",
+    )
 
     @classmethod
     def from_environment(cls) -> Self:

@@ -13,14 +13,18 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from appliance.provenance import perth
+from appliance.provenance.errors import ProvenanceError
 from appliance.speech.artificial_voice import speech_like
 from appliance.speech.autoregressive import MEL_BANDS
 from appliance.speech.bundle import (
     MEL_NORMS,
     OPTIONAL_NETWORKS,
     TOKENIZER,
+    WATERMARK,
     BundleFile,
     Manifest,
+    describe,
     write_manifest,
 )
 from appliance.speech.config import ModelConfig
@@ -47,7 +51,7 @@ CLIP_RATE = 24_000
 CLIP_SECONDS = 6.0
 CLIP_SEED = 20_261_124
 # Room for everything that is not a tensor.
-OTHER_BYTES = 4 << 20
+OTHER_BYTES = 64 << 20
 DTYPES = {
     Precision.FP32: torch.float32,
     Precision.BF16: torch.bfloat16,
@@ -89,6 +93,7 @@ def convert(
             _tokenizer(downloads, folder, config, files[TOKENIZER]),
             _mel_norms(downloads, folder, files[pinned.MEL_NORMS]),
             _voice(folder),
+            _watermark(folder),
         ]
         manifest = Manifest(
             id=pins.id,
@@ -191,6 +196,15 @@ def _voice(folder: Path) -> BundleFile:
     samples = speech_like(CLIP_SECONDS, CLIP_RATE, CLIP_SEED)
     soundfile.write(folder / CLIP, samples, CLIP_RATE, subtype="PCM_16")
     return _described(folder, CLIP, None)
+
+
+def _watermark(folder: Path) -> BundleFile:
+    # Never at a lower precision: its weights are pinned as they are.
+    try:
+        perth.convert(perth.installed_checkpoint(), folder / WATERMARK)
+    except ProvenanceError as error:
+        raise RefusedError(error.code, str(error), "Install the locked requirements again.") from error
+    return describe(folder, WATERMARK, licence=perth.LICENCE, source=perth.SOURCE)
 
 
 def _described(folder: Path, path: str, pin: PinnedFile | None, note: str = "") -> BundleFile:

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx2
 import openai
+from api_state import State
 
 SPEECH = "/v1/audio/speech"
 # Few, so that a stream that is not given back is noticed soon.
@@ -23,18 +24,17 @@ BODY = {"input": "Hello.", "model": "fake", "voice": "demo"}
 class ApiServer:
     """A running `testudo-api`, listening on a Unix socket as it does in the appliance."""
 
-    def __init__(self, folder: Path, engine_socket: Path, credentials: Path, **settings: object) -> None:
+    def __init__(self, folder: Path, engine_socket: Path, state: State, **settings: object) -> None:
         self.socket = folder / "api.sock"
         self.log = folder / "api.log"
         values = {
             "BIND": f"unix:{self.socket}",
             "ENGINE_SOCKET": engine_socket,
-            "KEYRING": credentials / "keyring.json",
-            "PEPPER": credentials / "pepper",
             "WORKERS": 1,
             **settings,
         }
         environment = {f"TESTUDO_API_{name}": str(value) for name, value in values.items()}
+        environment |= state.environment
         command = [sys.executable, "-m", "gunicorn", "--config", "python:appliance.api.gunicorn_config"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, env={**os.environ, **environment}, stderr=log)
@@ -85,7 +85,7 @@ class ApiServer:
 
     def request_line(self, request_id: str) -> dict[str, Any]:
         """The log line of one request, which may be written a moment after its last byte."""
-        for _ in range(100):
+        for _ in range(1000):
             for line in self.log_lines():
                 if line.get("request_id") == request_id:
                     return line

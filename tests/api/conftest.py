@@ -3,29 +3,26 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from api_server import MAX_STREAMS, ApiServer
+from api_state import State
 from fake_engine import FakeEngine
 from flask.testing import FlaskClient
 
 from appliance.api.app import create_app
 from appliance.api.settings import ApiSettings
 from appliance.engine.client import EngineClient
-from appliance.identity.authentication import Authenticator
-from appliance.identity.credentials import Credentials
-from appliance.identity.keyring import Keyring, load_pepper
-from appliance.identity.principal import Scope
 
 
 @pytest.fixture(scope="session")
-def credentials(tmp_path_factory: pytest.TempPathFactory) -> Credentials:
-    found = Credentials(tmp_path_factory.mktemp("credentials"))
-    found.bootstrap()
-    return found
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
+    state = State.make(tmp_path_factory.mktemp("state"))
+    yield state
+    state.tenancy.close()
 
 
 @pytest.fixture(scope="session")
-def key(credentials: Credentials) -> str:
+def key(state: State) -> str:
     """A key of tenant `acme` that may do all."""
-    return credentials.create_key("acme", "tester", frozenset(Scope), None)[0].reveal()
+    return state.key()
 
 
 @pytest.fixture(scope="session")
@@ -43,12 +40,12 @@ def engine(running_engine: FakeEngine) -> FakeEngine:
 
 @pytest.fixture(scope="session")
 def running_server(
-    tmp_path_factory: pytest.TempPathFactory, running_engine: FakeEngine, credentials: Credentials, key: str
+    tmp_path_factory: pytest.TempPathFactory, running_engine: FakeEngine, state: State
 ) -> Iterator[ApiServer]:
     server = ApiServer(
         tmp_path_factory.mktemp("api"),
         running_engine.socket,
-        credentials.directory,
+        state,
         MAX_STREAMS=MAX_STREAMS,
         STALL_SECONDS=1,
     )
@@ -65,22 +62,20 @@ def server(running_server: ApiServer, engine: FakeEngine) -> ApiServer:
 
 
 @pytest.fixture(scope="session")
-def settings(credentials: Credentials, running_engine: FakeEngine) -> ApiSettings:
-    return ApiSettings(
-        engine_socket=running_engine.socket,
-        keyring=credentials.keyring,
-        pepper=credentials.pepper,
-        max_streams=MAX_STREAMS,
-    )
+def settings(running_engine: FakeEngine) -> ApiSettings:
+    return ApiSettings(engine_socket=running_engine.socket, max_streams=MAX_STREAMS, cache_seconds=0)
 
 
 @pytest.fixture
-def make_client(settings: ApiSettings, engine: FakeEngine, key: str) -> Callable[[], FlaskClient]:
+def make_client(
+    settings: ApiSettings, state: State, engine: FakeEngine, key: str
+) -> Callable[[], FlaskClient]:
     """Makes the application, without a server, in front of the fake engine; its client sends `key`."""
 
     def make() -> FlaskClient:
-        authenticator = Authenticator(Keyring.load(settings.keyring), load_pepper(settings.pepper))
-        client = create_app(settings, authenticator, EngineClient(settings.engine_socket)).test_client()
+        client = create_app(
+            settings, state.tenancy, state.origin, EngineClient(settings.engine_socket)
+        ).test_client()
         client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {key}"
         return client
 

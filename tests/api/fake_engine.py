@@ -9,6 +9,9 @@ import grpc
 import numpy as np
 
 from appliance.engine.engine_pb2 import (
+    ClipsRequest,
+    ConditionResponse,
+    DetectResponse,
     Finished,
     Model,
     Started,
@@ -16,6 +19,8 @@ from appliance.engine.engine_pb2 import (
     StatusResponse,
     SynthesizeRequest,
     SynthesizeResponse,
+    UsageRequest,
+    UsageResponse,
 )
 from appliance.engine.engine_pb2_grpc import EngineServicer, add_EngineServicer_to_server
 
@@ -30,15 +35,16 @@ def tone(seconds: float) -> bytes:
 
 
 def started() -> SynthesizeResponse:
-    return SynthesizeResponse(started=Started(sample_rate=RATE))
+    return SynthesizeResponse(started=Started(sample_rate=RATE, watermark="fake"))
 
 
 def chunk(pcm: bytes) -> SynthesizeResponse:
     return SynthesizeResponse(pcm=pcm)
 
 
-def finished(*pcm: bytes) -> SynthesizeResponse:
-    return SynthesizeResponse(finished=Finished(samples=sum(map(len, pcm)) // 2))
+def finished(*pcm: bytes, accelerator_seconds: float = 0.0) -> SynthesizeResponse:
+    samples = sum(map(len, pcm)) // 2
+    return SynthesizeResponse(finished=Finished(samples=samples, accelerator_seconds=accelerator_seconds))
 
 
 def speak_tone(_request: SynthesizeRequest, _context: grpc.ServicerContext) -> Iterator[SynthesizeResponse]:
@@ -85,6 +91,20 @@ def speak_too_long(_: SynthesizeRequest, context: grpc.ServicerContext) -> Itera
     context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "late")
 
 
+def refuse_stale(heard_by: bytes) -> Speak:
+    """Refuses conditioning that does not begin with `heard_by`, and speaks with the rest."""
+
+    def speak(request: SynthesizeRequest, context: grpc.ServicerContext) -> Iterator[SynthesizeResponse]:
+        if not request.conditioning.startswith(heard_by):
+            context.set_trailing_metadata(
+                (("testudo-field", "voice"), ("testudo-code", "conditioning_stale"))
+            )
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "another model has heard it")
+        yield from speak_tone(request, context)
+
+    return speak
+
+
 class FakeEngine(EngineServicer):
     """Set `speak` to choose what happens; `requests` and `cancelled` tell what did."""
 
@@ -102,8 +122,12 @@ class FakeEngine(EngineServicer):
         self.ready = True
         self.status_gate: threading.Event | None = None
         self.requests: list[SynthesizeRequest] = []
+        self.conditioning = b"heard"
+        self.clips: list[tuple[str, int, bytes]] = []
         self.called = threading.Event()
         self.cancelled = threading.Event()
+        self.usage = 0.0
+        self.score = 0.95
 
     def close(self) -> None:
         self._server.stop(grace=None).wait()
@@ -113,6 +137,9 @@ class FakeEngine(EngineServicer):
             self.status_gate.wait(20)
         model = Model(id="fake", title="Fake", notice="A sine, not speech.", intelligible=False)
         return StatusResponse(ready=self.ready, model=model, voices=["demo"], sample_rate=RATE, version="0")
+
+    def Usage(self, _request: UsageRequest, _context: grpc.ServicerContext) -> UsageResponse:  # noqa: N802
+        return UsageResponse(accelerator_seconds=self.usage)
 
     def Synthesize(  # noqa: N802
         self, request: SynthesizeRequest, context: grpc.ServicerContext
@@ -124,3 +151,17 @@ class FakeEngine(EngineServicer):
         self.called.set()
         yield from self.speak(request, context)
         ended.set()
+
+    def Condition(  # noqa: N802
+        self, requests: Iterator[ClipsRequest], _context: grpc.ServicerContext
+    ) -> ConditionResponse:
+        header = next(requests).header
+        samples = b"".join(part.samples for part in requests)
+        self.clips.append((header.tenant, len(header.lengths), samples))
+        return ConditionResponse(conditioning=self.conditioning, accelerator_seconds=0.25)
+
+    def Detect(self, requests: Iterator[ClipsRequest], _context: grpc.ServicerContext) -> DetectResponse:  # noqa: N802
+        header = next(requests).header
+        samples = b"".join(part.samples for part in requests)
+        self.clips.append((header.tenant, len(header.lengths), samples))
+        return DetectResponse(score=self.score, accelerator_seconds=0.25)

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from fake_engine import RATE, tone
 
-from appliance.api.audio import FORMATS
+from appliance.audio import FORMATS
 
 PCM = tone(2.0)
 # Codecs with frames pad the last one and, where the container cannot say so, prepend their delay: samples.

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import schemathesis
+from api_state import State
 from flask.testing import FlaskClient
 from hypothesis import given, settings
 from schemathesis import GenerationMode
@@ -27,8 +28,9 @@ POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 EXAMPLES = 60
 
 
-def test_answers_are_as_documented(make_client: Callable[[], FlaskClient], key: str) -> None:
-    application, headers = make_client().application, {"Authorization": f"Bearer {key}"}
+def test_answers_are_as_documented(make_client: Callable[[], FlaskClient], state: State) -> None:
+    application = make_client().application
+    headers = {"Authorization": f"Bearer {state.tenant('contract')}"}
     schema = schemathesis.openapi.from_wsgi("/openapi.json", application, headers=headers)
     operations = [found.ok() for found in schema.get_all_operations()]
     assert len(operations) >= 5

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from api_server import SPEECH, ApiServer, read_to_end, speech_request
+from api_state import State
 from fake_engine import FakeEngine, chunk, finished, started, tone
 
 SECRET = "Zwiebelkuchen"
@@ -92,17 +93,17 @@ def test_neither_text_nor_keys_get_into_the_log(server: ApiServer, engine: FakeE
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({"KEYRING": "/nonexistent/keyring.json"}, "make one with `testudo key bootstrap`"),
-        ({"MAX_STREAMS": "0"}, "TESTUDO_API_MAX_STREAMS: Input should be greater than or equal to 1"),
+        ({"PEPPER": "/nonexistent/pepper"}, "run `testudo setup`, or correct TESTUDO_*"),
+        ({"API_MAX_STREAMS": "0"}, "TESTUDO_API_MAX_STREAMS: Input should be greater than or equal to 1"),
     ],
 )
 def test_a_server_that_cannot_start_says_why_and_stops(
-    tmp_path: Path, environment: dict[str, str], said: str
+    tmp_path: Path, state: State, environment: dict[str, str], said: str
 ) -> None:
-    names = {f"TESTUDO_API_{name}": value for name, value in environment.items()}
+    names = {f"TESTUDO_{name}": value for name, value in environment.items()}
     done = subprocess.run(
         [sys.executable, "-m", "gunicorn", "--config", "python:appliance.api.gunicorn_config"],
-        env={**os.environ, "TESTUDO_API_BIND": f"unix:{tmp_path}/api.sock", **names},
+        env={**os.environ, **state.environment, "TESTUDO_API_BIND": f"unix:{tmp_path}/api.sock", **names},
         capture_output=True,
         text=True,
         timeout=20,

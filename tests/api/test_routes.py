@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from api_server import SPEECH
+from api_state import State
 from fake_engine import FakeEngine, tone
 from flask.testing import FlaskClient
 from openapi_spec_validator import OpenAPIV31SpecValidator
@@ -13,7 +14,7 @@ from openapi_spec_validator import validate as validate_openapi
 
 from appliance.api.blueprint import PUBLIC, REQUIRED_SCOPE
 from appliance.api.problems import PROBLEMS
-from appliance.identity.credentials import Credentials
+from appliance.api.routes.speech import SPEECH_PROBLEMS
 from appliance.identity.principal import Scope
 
 
@@ -103,14 +104,13 @@ def test_every_route_is_in_one_of_the_two_tables(client: FlaskClient) -> None:
 )
 def test_scopes(
     make_client: Callable[[], FlaskClient],
-    credentials: Credentials,
+    state: State,
     speech: dict[str, object],
     scope: Scope,
     allowed: set[str],
 ) -> None:
-    limited, _ = credentials.create_key("acme", "limited", frozenset({scope}), None)
     client = make_client()
-    headers = {"Authorization": f"Bearer {limited.reveal()}"}
+    headers = {"Authorization": f"Bearer {state.key(scopes=[scope])}"}
     for path in (SPEECH, "/v1/models", "/v1/models/fake"):
         body = speech if path == SPEECH else None
         response = client.open(path, method="POST" if body else "GET", json=body, headers=headers)
@@ -126,7 +126,35 @@ def test_the_served_document_is_valid_openapi_3_1(client: FlaskClient) -> None:
     document = json.loads(response.data)
     validate_openapi(document, cls=OpenAPIV31SpecValidator)
     assert document["openapi"].startswith("3.1")
-    assert set(document["paths"]) == {SPEECH, "/v1/models", "/v1/models/{model_id}", "/healthz", "/readyz"}
+    assert set(document["paths"]) == {
+        SPEECH,
+        f"{SPEECH}/jobs",
+        f"{SPEECH}/jobs/{{job_id}}",
+        f"{SPEECH}/jobs/{{job_id}}/cancel",
+        f"{SPEECH}/jobs/{{job_id}}/content",
+        "/v1/audio/provenance/verify",
+        "/v1/audio/voice_consents",
+        "/v1/audio/voice_consents/{consent_id}",
+        "/v1/audio/voices",
+        "/v1/audio/voices/{voice_id}",
+        "/v1/audio/voices/{voice_id}/samples",
+        "/v1/consent_statements",
+        "/v1/models",
+        "/v1/models/{model_id}",
+        "/v1/audio/speech/jobs",
+        "/v1/audio/speech/jobs/{job_id}",
+        "/v1/audio/speech/jobs/{job_id}/cancel",
+        "/v1/audio/speech/jobs/{job_id}/content",
+        "/v1/usage",
+        "/v1/erasure_requests",
+        "/v1/erasure_requests/{erasure_id}",
+        "/v1/erasure_requests/{erasure_id}/receipt",
+        "/v1/legal_holds",
+        "/v1/legal_holds/{hold_id}",
+        "/v1/ledger",
+        "/healthz",
+        "/readyz",
+    }
     schemas = document["components"]["schemas"]
     assert schemas["SpeechRequest"]["properties"]["input"]["maxLength"] == 4096
     assert schemas["SpeechRequest"]["additionalProperties"] is False
@@ -135,10 +163,21 @@ def test_the_served_document_is_valid_openapi_3_1(client: FlaskClient) -> None:
 
 def test_every_problem_of_a_speech_is_documented(client: FlaskClient) -> None:
     responses = client.get("/openapi.json").json["paths"][SPEECH]["post"]["responses"]
-    elsewhere = {"not_found", "method_not_allowed", "client_closed"}
-    for code, kind in PROBLEMS.items():
-        if code not in elsewhere:
-            described = responses[str(kind.status)]
-            assert f"`{code}`" in described["description"]
-            assert list(described["content"]) == ["application/problem+json"]
+    for code in SPEECH_PROBLEMS:
+        described = responses[str(PROBLEMS[code].status)]
+        assert f"`{code}`" in described["description"]
+        assert list(described["content"]) == ["application/problem+json"]
     assert "default" in responses
+
+
+def test_every_problem_is_documented_somewhere(client: FlaskClient) -> None:
+    operations = [
+        operation
+        for path in client.get("/openapi.json").json["paths"].values()
+        for operation in path.values()
+    ]
+    anywhere = {"not_found", "method_not_allowed", "client_closed"}
+    for code, kind in PROBLEMS.items():
+        if code not in anywhere:
+            told = [it["responses"].get(str(kind.status), {}).get("description", "") for it in operations]
+            assert any(f"`{code}`" in description for description in told), code

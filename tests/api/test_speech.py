@@ -15,10 +15,10 @@ import openai
 import pytest
 from api_server import BODY as FAKE_BODY
 from api_server import ApiServer, until
+from api_state import State
 
-from appliance.api.audio import FORMATS
+from appliance.audio import FORMATS
 from appliance.engine.client import EngineClient, EngineError
-from appliance.identity.credentials import Credentials
 
 RATE = 24_000
 BODY = FAKE_BODY | {"model": "tortoise-tiny", "input": "Good morning. The tortoise is here."}
@@ -97,9 +97,9 @@ def real_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProc
 
 @pytest.fixture(scope="session")
 def real_server(
-    tmp_path_factory: pytest.TempPathFactory, real_engine: EngineProcess, credentials: Credentials, key: str
+    tmp_path_factory: pytest.TempPathFactory, real_engine: EngineProcess, state: State, key: str
 ) -> Iterator[ApiServer]:
-    server = ApiServer(tmp_path_factory.mktemp("real-api"), real_engine.socket, credentials.directory)
+    server = ApiServer(tmp_path_factory.mktemp("real-api"), real_engine.socket, state)
     try:
         yield server.wait_until_up()
     finally:

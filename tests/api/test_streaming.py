@@ -13,6 +13,7 @@ import grpc
 import httpx2
 import pytest
 from api_server import BODY, LAST_CHUNK, MAX_STREAMS, SPEECH, ApiServer, read_to_end, speech_request, until
+from api_state import State
 from fake_engine import (
     FakeEngine,
     Speak,
@@ -28,9 +29,8 @@ from fake_engine import (
     tone,
 )
 
-from appliance.api.audio import FORMATS
+from appliance.audio import FORMATS
 from appliance.engine.engine_pb2 import SynthesizeRequest, SynthesizeResponse
-from appliance.identity.credentials import Credentials
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -204,11 +204,11 @@ def test_http_1_0_is_refused(server: ApiServer, engine: FakeEngine, key: str) ->
 
 
 def test_probes_cannot_take_all_threads_while_the_engine_hangs(
-    tmp_path: Path, engine: FakeEngine, credentials: Credentials, gate: threading.Event
+    tmp_path: Path, engine: FakeEngine, state: State, gate: threading.Event
 ) -> None:
     """More probes than there are threads, and a status call that does not return."""
     engine.status_gate = gate
-    server = ApiServer(tmp_path, engine.socket, credentials.directory, MAX_STREAMS=1)
+    server = ApiServer(tmp_path, engine.socket, state, MAX_STREAMS=1)
     try:
         server.wait_until_up()
         with server.client(key=None) as client, ThreadPoolExecutor(40) as pool:

@@ -115,7 +115,7 @@ def test_a_silent_file_is_no_speech(tmp_path: Path) -> None:
 def test_streamed_speech_gets_its_length(tmp_path: Path) -> None:
     import wave
 
-    from appliance.api.audio import wav_header
+    from appliance.audio import wav_header
 
     path = tmp_path / "hello.wav"
     path.write_bytes(wav_header(24_000) + b"\0\x10" * 48_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 import time
@@ -180,6 +181,46 @@ def test_own_errors_have_the_shape_of_the_api(front: Front, ready: None) -> None
     assert "65536" in problem["detail"]
     assert plain.status_code == 400
     assert plain.json()["code"] == "invalid_request"
+
+
+@pytest.mark.running
+@pytest.mark.services
+@pytest.mark.parametrize(
+    "path", ["voices", "voices/voice_1", "voice_consents", "voice_consents/consent_1", "provenance/verify"]
+)
+def test_recordings_may_be_larger_than_other_bodies(front: Front, ready: None, path: str) -> None:
+    with front.client() as http:
+        taken = http.post(f"/v1/audio/{path}", content=bytes(20 * 2**20))
+        refused = http.post(f"/v1/audio/{path}", content=bytes(20 * 2**20 + 65_537))
+    # The API refuses a caller without a key, and has not waited for the body.
+    assert taken.status_code in {401, 404, 405, 413}
+    assert "21037056" not in taken.json()["detail"]  # nginx would name it
+    assert refused.status_code == 413
+
+
+@pytest.mark.running
+@pytest.mark.services
+@pytest.mark.parametrize("path", ["/v1/audio/voicesx", "/v1/audio/provenance/verify/x", "/x/v1/audio/voices"])
+def test_no_other_body_may_be_large(front: Front, ready: None, path: str) -> None:
+    with front.client() as http:
+        answer = http.post(path, content=bytes(65_537))
+    assert (answer.status_code, answer.headers["server"]) == (413, "nginx")
+    assert "21037056" in answer.json()["detail"]
+
+
+@pytest.mark.running
+@pytest.mark.services
+def test_no_body_touches_a_disk(host: Host) -> None:
+    """Uploads are passed on as they come; whatever nginx might lay aside lies in memory."""
+    text = host.file("/etc/nginx/nginx.conf").content_string
+    places = re.findall(r"_temp_path (\S+);", text)
+    assert len(places) == 5
+    assert {place.rpartition("/")[0] for place in places} == {"/run/nginx"}
+    assert host.check_output("findmnt --noheadings --output FSTYPE --target /run/nginx") == "tmpfs"
+    assert len(re.findall("proxy_request_buffering off;", text)) == 1
+    # The API's own scratch, where a form is read.
+    assert "TMPDIR=/run/testudo-api" in properties(host, "testudo-api", "Environment")["Environment"]
+    assert host.check_output("findmnt --noheadings --output FSTYPE --target /run/testudo-api") == "tmpfs"
 
 
 @pytest.mark.running

@@ -14,7 +14,80 @@ if TYPE_CHECKING:
 
 UNITS = ("testudo-engine", "testudo-api", "testudo-credentials")
 SERVICES = ("testudo-engine", "testudo-api")
+# Defined in every image; which of them start is in the role's voice_enabled.
+OTHERS = ("testudo-setup", "testudo-jobs", "testudo-retention")
 PYTHON = "/opt/testudo/venv/bin/python"
+DATA = "/var/lib/testudo/data"
+KEYS = ("admin.key", "keyring.json", "pepper", "root.key", "signing.key")
+DECODER = "/run/testudo-decoder.sock"
+
+# Has the decoder's service describe and decode a second of silence, and prints what comes of it.
+DECODE = """
+import io, wave
+from dataclasses import replace
+from appliance.tenancy.intake import LIMITS, DecoderSocket, IntakeError, decode
+file = io.BytesIO()
+with wave.open(file, "wb") as writer:
+    writer.setnchannels(1); writer.setsampwidth(2); writer.setframerate(24000)
+    writer.writeframes(bytes(48000))
+try:
+    clip = decode(file.getvalue(), DecoderSocket(limits=replace(LIMITS, queue_seconds=PATIENCE)))
+    print(len(clip.samples), clip.source.codec)
+except IntakeError as error:
+    print(error.code)
+"""
+# Connects to the decoder and says nothing.
+HOLD = """
+import socket
+connection = socket.socket(socket.AF_UNIX)
+connection.connect("/run/testudo-decoder.sock")
+while connection.recv(1):
+    pass
+"""
+# Looks at a decoder from outside and from within, as root, while it is stopped.
+INSPECT = """
+runuser -u testudo-api -- $PYTHON -Ic "$1" &
+for try in $(seq 600); do
+    unit=$(systemctl list-units --no-legend --plain --state=running 'testudo-decoder@*' | cut -d' ' -f1)
+    [ -z "$unit" ] || break
+    sleep 0.1
+done
+pid=$(systemctl show --property=MainPID --value "$unit")
+kill -STOP "$pid"
+cat "/proc/$pid/status"
+echo "NetDev: $(nsenter --target "$pid" --net tail -n +3 /proc/self/net/dev | cut -d: -f1)"
+inside() {
+    nsenter --target "$pid" --mount -- "$@" > /dev/null 2>&1
+    result=$?
+    echo "$*: $result"
+}
+inside test -e $CREDENTIALS
+inside test -e $DATA
+inside test -e /etc/testudo/testudo.env
+inside test -e /run/testudo-api/api.sock
+inside touch /etc/probe
+inside touch /opt/probe
+inside test -e /usr/bin/ffmpeg
+kill -KILL "$pid"
+wait
+"""
+# What a command of `testudo` finds around it.
+LOOK = """
+import os, pwd
+from pathlib import Path
+def writable(path):
+    try:
+        (Path(path) / "probe").touch(); (Path(path) / "probe").unlink(); return True
+    except OSError:
+        return False
+print(pwd.getpwuid(os.getuid()).pw_name)
+print(*sorted(os.listdir(os.environ["CREDENTIALS_DIRECTORY"])))
+keys = ("PEPPER", "ROOT_KEY", "SIGNING_KEY")
+print(*[name for name in keys if Path(os.environ["TESTUDO_" + name]).stat().st_size])
+print(*[path for path in ("/var/lib/testudo/data", "/etc", "/opt/testudo", "/var/lib") if writable(path)])
+interfaces = [line.split(":")[0].strip() for line in open("/proc/net/dev").readlines()[2:]]
+print(os.path.exists("/var/lib/testudo/credentials"), *interfaces)
+"""
 
 # Asks the API on its Unix socket, as nginx does.
 SPEAK = """
@@ -54,13 +127,16 @@ def test_users_cannot_log_in(host: Host, user: str) -> None:
 
 
 def test_units_are_well_formed_and_start_at_boot(host: Host) -> None:
-    paths = " ".join(f"/etc/systemd/system/{unit}.service" for unit in UNITS)
+    # testudo-jobs joins them with its program.
+    names = [f"{unit}.service" for unit in (*UNITS, "testudo-setup", "testudo-retention", "testudo-decoder@")]
+    names += ["testudo-decoder.socket", "testudo-retention.timer"]
+    paths = " ".join(f"/etc/systemd/system/{name}" for name in names)
     verdict = host.run(f"systemd-analyze verify {paths}")
     assert "testudo-" not in verdict.stderr, verdict.stderr
-    assert all(host.service(unit).is_enabled for unit in UNITS)
+    assert all(host.service(unit).is_enabled for unit in (*UNITS, "testudo-decoder.socket"))
 
 
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", [*UNITS, *OTHERS, "testudo-decoder@"])
 def test_exposure_is_low(host: Host, unit: str) -> None:
     """The promise is 2.0; the scale of --threshold is tenths."""
     verdict = host.run(
@@ -131,7 +207,7 @@ def test_engine_holds_no_credential_and_the_api_not_the_admin_key(host: Host) ->
     assert not host.file("/run/credentials/testudo-engine.service").exists
     pid = properties(host, "testudo-api", "MainPID")["MainPID"]
     names = host.check_output(f"nsenter --target {pid} --mount ls /run/credentials/testudo-api.service")
-    assert names.split() == ["keyring.json", "pepper"]
+    assert names.split() == ["keyring.json", "pepper", "root.key", "signing.key"]
 
 
 @pytest.mark.running
@@ -158,8 +234,90 @@ def test_admin_key_is_for_root_only(host: Host) -> None:
         f"{CREDENTIALS}/admin.key 400 root root",
         f"{CREDENTIALS}/keyring.json 600 root root",
         f"{CREDENTIALS}/pepper 400 root root",
+        f"{CREDENTIALS}/root.key 600 root root",
+        f"{CREDENTIALS}/signing.key 600 root root",
     ]
-    assert host.run(f"runuser -u testudo-api -- cat {CREDENTIALS}/admin.key").rc != 0
+
+
+@pytest.mark.running
+@pytest.mark.services
+@pytest.mark.parametrize("key", KEYS)
+def test_keys_are_out_of_reach_of_the_user_who_is_given_them(host: Host, key: str) -> None:
+    """Outside a unit, testudo-api reads neither the files nor the credentials of a unit that runs."""
+    assert host.run(f"runuser -u testudo-api -- cat {CREDENTIALS}/{key}").rc != 0
+    assert host.run(f"runuser -u testudo-engine -- cat /run/credentials/testudo-api.service/{key}").rc != 0
+
+
+@pytest.mark.running
+@pytest.mark.services
+def test_state_is_for_the_api_only(host: Host) -> None:
+    assert host.check_output(f"stat --format='%a %U %G' {DATA}") == "700 testudo-api testudo-api"
+    settings = host.check_output("stat --format='%a %U' /etc/testudo/testudo.env")
+    assert settings == "644 root"
+    pids = {unit: properties(host, unit, "MainPID")["MainPID"] for unit in SERVICES}
+    as_api = "setpriv --reuid testudo-api --regid testudo-api --clear-groups"
+
+    def inside(unit: str, command: str) -> int:
+        return int(host.run(f"nsenter --target {pids[unit]} --mount -- {command}").rc)
+
+    assert inside("testudo-api", f"{as_api} sh -c 'touch {DATA}/probe && rm {DATA}/probe'") == 0
+    assert inside("testudo-api", f"{as_api} touch /var/lib/testudo/probe") != 0
+    assert inside("testudo-engine", f"test -e {DATA}") != 0
+
+
+@pytest.mark.running
+@pytest.mark.services
+def test_uploads_are_decoded_for_the_api_and_for_nobody_else(host: Host) -> None:
+    """Not even for root, whom no mode of the socket keeps out."""
+    decode = f"{PYTHON} -Ic %s"
+    assert host.check_output(f"stat --format='%a %U %G' {DECODER}") == "660 root testudo-api"
+    as_api = host.run(f"runuser -u testudo-api -- {decode}", DECODE.replace("PATIENCE", "30.0"))
+    assert as_api.stdout.strip() == "24000 pcm_s16le", as_api.stderr
+    impatient = DECODE.replace("PATIENCE", "1.0")
+    assert host.check_output(decode, impatient) == "decoder_busy"
+    assert host.check_output(f"runuser -u testudo-engine -- {decode}", impatient) == "decoder_unavailable"
+
+
+@pytest.mark.running
+@pytest.mark.services
+def test_a_decoder_reaches_neither_network_nor_files_nor_others(host: Host) -> None:
+    script = INSPECT.replace("$PYTHON", PYTHON).replace("$CREDENTIALS", CREDENTIALS).replace("$DATA", DATA)
+    held = host.run("sh -c %s - %s", script, HOLD)
+    facts = dict(
+        (part.strip() for part in line.split(":", 1)) for line in held.stdout.splitlines() if ":" in line
+    )
+    assert "Uid" in facts, held
+    users = {str(host.user(name).uid) for name in ("root", "testudo-api", "testudo-engine")}
+    assert not users & set(facts["Uid"].split())
+    assert {facts[name] for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
+    assert (facts["NoNewPrivs"], facts["Seccomp"], facts["NetDev"]) == ("1", "2", "lo")
+    results = {name: result for name, result in facts.items() if name.startswith(("test ", "touch "))}
+    assert results.pop("test -e /usr/bin/ffmpeg") == "0"
+    assert len(results) == 6
+    assert "0" not in results.values(), results
+
+
+@pytest.mark.running
+@pytest.mark.services
+def test_commands_of_root_run_as_the_api_in_a_sandbox(host: Host) -> None:
+    start = "systemd-run --pipe --wait --collect --quiet --unit=testudo-cli-probe --uid=testudo-api"
+    user, credentials, keys, writable, rest = host.check_output(f"{start} {PYTHON} -Ic %s", LOOK).splitlines()
+    assert user == "testudo-api"
+    assert credentials == "pepper root.key signing.key"
+    assert keys == "PEPPER ROOT_KEY SIGNING_KEY"
+    assert writable == DATA
+    assert rest == "False lo"
+
+
+@pytest.mark.running
+@pytest.mark.services
+def test_the_command_of_root(host: Host) -> None:
+    assert host.check_output("testudo version") == host.check_output("/opt/testudo/venv/bin/testudo version")
+    assert "Usage" in host.check_output("testudo image --help")
+    # The exit status and the words of what runs in the sandbox come through.
+    failed = host.run("testudo no-such-command")
+    assert (failed.rc, "No such command" in failed.stderr) == (2, True), failed
+    assert host.run("runuser -u testudo-engine -- testudo image --help").rc == 1
 
 
 @pytest.mark.running

@@ -1,5 +1,29 @@
 """The routes of version 1, by subject. Importing this puts them on the blueprint."""
 
-from appliance.api.routes import models, probes, speech
+from appliance.api.routes import (
+    consents,
+    erasures,
+    holds,
+    jobs,
+    ledger,
+    models,
+    probes,
+    provenance,
+    speech,
+    usage,
+    voices,
+)
 
-__all__ = ["models", "probes", "speech"]
+__all__ = [
+    "consents",
+    "erasures",
+    "holds",
+    "jobs",
+    "ledger",
+    "models",
+    "probes",
+    "provenance",
+    "speech",
+    "usage",
+    "voices",
+]

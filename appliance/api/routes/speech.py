@@ -3,11 +3,11 @@
 # Annotations are read at run time by flask-openapi, so they are not postponed here.
 
 from contextlib import ExitStack
+from functools import partial
 
 from flask import Response, request
 from flask_openapi.models.tag import Tag
 
-from appliance.api.audio import FORMATS
 from appliance.api.blueprint import (
     BEARER,
     BODY_PROBLEMS,
@@ -15,6 +15,7 @@ from appliance.api.blueprint import (
     FIELD_PROBLEMS,
     INPUT_PROBLEMS,
     KEY_PROBLEMS,
+    QUOTA_PROBLEMS,
     api,
     needs,
 )
@@ -23,11 +24,14 @@ from appliance.api.context import caller, record, services
 from appliance.api.engine import RETRY_SECONDS
 from appliance.api.problems import Problem, documented
 from appliance.api.schemas import SpeechRequest
+from appliance.api.speaking import Utterance, permit_for, silenced
 from appliance.api.streaming import SpeechBody, encode
+from appliance.audio import FORMATS
 from appliance.identity.principal import Scope
 
 SPEECH_PROBLEMS = (
-    *(*BODY_PROBLEMS, *FIELD_PROBLEMS, *INPUT_PROBLEMS, *KEY_PROBLEMS, *ENGINE_PROBLEMS),
+    *(*BODY_PROBLEMS, *FIELD_PROBLEMS, *INPUT_PROBLEMS, *KEY_PROBLEMS, *QUOTA_PROBLEMS, *ENGINE_PROBLEMS),
+    "consent_ended",
     "internal_error",
     "http_version_not_supported",
 )
@@ -41,7 +45,12 @@ SPEECH_PROBLEMS = (
     responses={
         "200": {
             "description": "The audio, streamed as it is made. It is complete only if the body is ended "
-            "properly; where the body breaks off, the speech failed.",
+            "properly; where the body breaks off, the speech failed or its speaker's consent ended.",
+            "headers": {
+                "x-output-id": {"schema": {"type": "string"}},
+                "x-watermark": {"schema": {"type": "string"}, "description": "Scheme of the mark in it."},
+                "x-consent-id": {"schema": {"type": "string"}, "description": "With a tenant's voice."},
+            },
             "content": {
                 kind.media_type: {"schema": {"type": "string", "format": "binary"}}
                 for kind in FORMATS.values()
@@ -72,24 +81,26 @@ def create_speech(body: SpeechRequest) -> Response:
                 retry_after=RETRY_SECONDS,
             )
         resources.callback(at.streams.release)
-        speech = resources.enter_context(
-            at.engine.synthesize(
-                request_id=note.id,
-                tenant=caller().tenant,
-                model=body.model,
-                voice=body.voice_id,
-                text=body.input,
-                seed=None,
-                deadline=at.settings.synthesis_deadline_seconds,
-            )
-        )
-        resources.enter_context(connection.watched(speech.cancel))
+        permit = permit_for(body)
+        account = resources.enter_context(at.quotas.begin(caller().tenant, note.characters))
+        utterance = resources.enter_context(Utterance(body, permit, account))
+        watched = None
+        if permit is not None:
+            silence = partial(utterance.silence, connection)
+            watched = resources.enter_context(at.watch.watching(permit, silence))
+        resources.enter_context(connection.watched(utterance.stop))
         kind = FORMATS[body.response_format]
-        encoded = encode(speech, kind.encoder(speech.sample_rate), note)
-        # Waits for the first audio: until here an error still has a status of its own.
-        first = next(encoded)
+        with silenced(watched):
+            speech = utterance.begin()
+            encoded = encode(speech, kind.encoder(speech.sample_rate), note)
+            # Waits for the first audio: until here an error still has a status of its own.
+            first = next(encoded)
         note.audio_began()
-        audio = SpeechBody(first, encoded, connection, note, resources.pop_all())
+        account.spoke()
+        audio = SpeechBody(first, encoded, connection, note, resources.pop_all(), watched=watched)
     connection.limit_stall(at.settings.stall_seconds)
     # The second header tells nginx not to collect the stream, should its configuration forget to.
-    return Response(audio, content_type=kind.media_type, headers={"X-Accel-Buffering": "no"})
+    headers = {"X-Accel-Buffering": "no", "x-output-id": utterance.id, "x-watermark": speech.watermark}
+    if permit is not None:
+        headers["x-consent-id"] = permit.consent_id
+    return Response(audio, content_type=kind.media_type, headers=headers)

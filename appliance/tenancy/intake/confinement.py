@@ -1,7 +1,7 @@
 """How a decoder is confined: the one replaceable part of intake.
 
-`Bubblewrap` needs a kernel that lets the caller make user namespaces. Where hardening forbids that, a unit of
-its own, sandboxed by systemd, can stand in its place behind the same Protocol.
+`Bubblewrap` needs a kernel that lets the caller make user namespaces. Where hardening forbids that, as on the
+appliance, `DecoderSocket` reaches a unit of its own, sandboxed by systemd.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Protocol, cast
 
 from appliance.tenancy.intake.errors import DecoderError, UploadError
 from appliance.tenancy.intake.limits import LIMITS, Limits
+from appliance.tenancy.intake.steps import UPLOAD, Step
 from appliance.tenancy.intake.system_calls import filter_program
 
 FFMPEG = "/usr/bin/ffmpeg"
 LIBRARIES = "/usr/lib/x86_64-linux-gnu"
-# Where a confined ffmpeg finds the upload.
-UPLOAD = "/upload"
 CONCURRENT = 2
 CHUNK = 2**16
+KILLED = 128 + signal.SIGKILL
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Finished:
 class Confinement(Protocol):
     """Runs ffmpeg where it can reach the upload and nothing else."""
 
-    def run(self, arguments: Sequence[str], upload: bytes, *, output_bytes: int) -> Finished:
+    def run(self, step: Step, upload: bytes) -> Finished:
         """Run ffmpeg with the upload as the file `UPLOAD`; its standard error is thrown away.
 
         When this returns or raises, no process and no file of the run is left. Raises UploadError
-        (`too_costly`: it took too long, or wrote more than `output_bytes`) and DecoderError.
+        (`too_costly`: it took too long, or wrote more than `step.output_bytes`) and DecoderError.
         """
 
 
@@ -63,22 +63,24 @@ class Bubblewrap:
         default_factory=lambda: threading.BoundedSemaphore(CONCURRENT), compare=False, repr=False
     )
 
-    def run(self, arguments: Sequence[str], upload: bytes, *, output_bytes: int) -> Finished:
+    def run(self, step: Step, upload: bytes) -> Finished:
         """Run ffmpeg; see Confinement."""
+        return self.execute(step.arguments(), upload, output_bytes=step.output_bytes)
+
+    def execute(self, arguments: Sequence[str], upload: bytes, *, output_bytes: int) -> Finished:
+        """Run ffmpeg with any arguments: the sandbox holds whatever they are."""
         if not self.slots.acquire(timeout=self.limits.queue_seconds):
             raise DecoderError("decoder_busy", "all decoders are at work")
         try:
-            with _memory(upload) as file, _memory(filter_program()) as calls, _memory() as report:
+            with memory(upload) as file, memory(filter_program()) as calls, memory() as report:
                 command = [*self._limited(len(upload)), *_sandbox(file, calls, report), *arguments]
-                finished = self._finish(command, (file, calls, report), output_bytes)
+                finished = finish(command, (file, calls, report), output_bytes, self.limits)
                 # bwrap reports an exit code only of a program that it got to start.
                 if b'"exit-code"' not in os.pread(report, CHUNK, 0):
-                    raise _unavailable()
+                    raise unavailable()
         finally:
             self.slots.release()
-        if finished.status == 128 + signal.SIGKILL:
-            raise DecoderError("decoder_killed", "the decoder was killed before it was done")
-        return finished
+        return unless_killed(finished)
 
     def _limited(self, size: int) -> list[str]:
         limits = self.limits
@@ -90,33 +92,6 @@ class Bubblewrap:
             f"--fsize={size + CHUNK}",  # what bwrap needs to place the upload and to write its report
             "--core=0",
         ]
-
-    def _finish(self, command: list[str], descriptors: tuple[int, ...], output_bytes: int) -> Finished:
-        deadline = time.monotonic() + self.limits.wall_seconds
-        try:
-            # In a process group of its own, bwrap and what it has started can be killed as one at any moment.
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                bufsize=0,
-                env={},
-                cwd="/",
-                pass_fds=descriptors,
-                start_new_session=True,
-            )
-        except OSError:
-            raise _unavailable() from None
-        stream = cast(IO[bytes], process.stdout)
-        with process:
-            try:
-                output = _read(stream, output_bytes, deadline)
-                return Finished(process.wait(max(deadline - time.monotonic(), 0)), output)
-            except subprocess.TimeoutExpired:
-                raise _overdue(self.limits) from None
-            finally:
-                _end(process, stream)
 
 
 def _sandbox(file: int, calls: int, report: int) -> list[str]:
@@ -137,8 +112,48 @@ def _sandbox(file: int, calls: int, report: int) -> list[str]:
     ]
 
 
+def finish(
+    command: list[str],
+    descriptors: tuple[int, ...],
+    output_bytes: int,
+    limits: Limits,
+    prepare: Callable[[], None] | None = None,
+) -> Finished:
+    """Run a command to its end, within `limits.wall_seconds`; `prepare` is called in the new process.
+
+    The status is a shell's: 128 and the signal's number where one ended it. Raises as Confinement.run.
+    """
+    deadline = time.monotonic() + limits.wall_seconds
+    try:
+        # In a process group of its own, the command and what it starts can be killed as one at any moment.
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            env={},
+            cwd="/",
+            pass_fds=descriptors,
+            start_new_session=True,
+            preexec_fn=prepare,  # noqa: PLW1509 - given only where there is one thread
+        )
+    except (OSError, subprocess.SubprocessError):
+        raise unavailable() from None
+    stream = cast(IO[bytes], process.stdout)
+    with process:
+        try:
+            output = _read(stream, output_bytes, deadline)
+            status = process.wait(max(deadline - time.monotonic(), 0))
+            return Finished(128 - status if status < 0 else status, output)
+        except subprocess.TimeoutExpired:
+            raise _overdue(limits) from None
+        finally:
+            _end(process, stream)
+
+
 @contextmanager
-def _memory(content: bytes = b"") -> Iterator[int]:
+def memory(content: bytes = b"") -> Iterator[int]:
     """Lend the descriptor of a file in memory, at its beginning."""
     descriptor = os.memfd_create("intake")
     try:
@@ -175,11 +190,19 @@ def _end(process: subprocess.Popen[bytes], stream: IO[bytes]) -> None:
         pass
 
 
+def unless_killed(finished: Finished) -> Finished:
+    """Return what finished by itself. Raises DecoderError where somebody, or want of memory, ended it."""
+    if finished.status == KILLED:
+        raise DecoderError("decoder_killed", "the decoder was killed before it was done")
+    return finished
+
+
 def _overdue(limits: Limits) -> UploadError:
     return UploadError("too_costly", f"decoding the file takes longer than {limits.wall_seconds:g} s")
 
 
-def _unavailable() -> DecoderError:
+def unavailable() -> DecoderError:
+    """Return the error of a machine that lacks what a decoder needs."""
     return DecoderError(
         "decoder_unavailable",
         "the decoder cannot be started: ffmpeg, bubblewrap and util-linux must be installed, "

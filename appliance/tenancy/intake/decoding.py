@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import replace
 from signal import SIGXCPU
 
 import numpy as np
@@ -11,15 +11,12 @@ import soxr
 from numpy.typing import NDArray
 
 from appliance.tenancy.intake.clip import RATE, Clip, Source
-from appliance.tenancy.intake.confinement import UPLOAD, Confinement
-from appliance.tenancy.intake.containers import Container, recognise
+from appliance.tenancy.intake.confinement import Confinement
+from appliance.tenancy.intake.containers import recognise
 from appliance.tenancy.intake.errors import UploadError
 from appliance.tenancy.intake.limits import LIMITS, Limits
+from appliance.tenancy.intake.steps import SAMPLE_BYTES, Step, Stream
 
-DESCRIPTION_BYTES = 2**14
-SAMPLE_BYTES = 4
-# More than is allowed is decoded by this much, so that a longer recording shows.
-MARGIN_SECONDS = 0.5
 # Lossy formats leave the edges of a clipped wave a little below full scale.
 CLIPPED = 0.99
 # After SIGXCPU: ffmpeg's exit status for any signal it handles, and the status before it handles any.
@@ -30,13 +27,6 @@ DESCRIPTION = re.compile(
     rb"#channel_layout_name 0: ([a-z0-9.() ]{1,24})\n"
 )
 CHANNELS = {"mono": 1, "1 channels": 1, "stereo": 2, "2 channels": 2, "downmix": 2}
-
-
-@dataclass(frozen=True)
-class _Stream:
-    codec: str
-    rate: int
-    channels: int
 
 
 def decode(upload: bytes, confinement: Confinement, limits: Limits = LIMITS) -> Clip:
@@ -50,48 +40,24 @@ def decode(upload: bytes, confinement: Confinement, limits: Limits = LIMITS) -> 
     if len(upload) > limits.upload_bytes:
         raise UploadError("upload_too_large", f"the file is larger than {limits.upload_bytes} bytes")
     container = recognise(upload)
-    stream = _describe(upload, container, confinement, limits)
-    samples = _samples(upload, container, stream, confinement, limits)
+    step = Step(container, limits.maximum_seconds, limits.streams)
+    stream = _describe(step, upload, confinement, limits)
+    samples = _samples(replace(step, stream=stream), stream.rate, upload, confinement, limits)
     clipped_share = float(np.mean(np.abs(samples) >= CLIPPED))
     resampled = soxr.resample(samples.clip(-1, 1), stream.rate, RATE).clip(-1, 1)
     resampled.flags.writeable = False
     return Clip(resampled, Source(container.name, stream.codec, stream.channels, stream.rate, clipped_share))
 
 
-def _input(container: Container, decoders: str, limits: Limits) -> list[str]:
-    """Options that bind ffmpeg to one demuxer and its decoders, and to opening no file but the upload."""
-    options = {
-        "-v": "quiet",
-        "-threads": "1",
-        "-f": container.demuxer,
-        "-format_whitelist": container.demuxer,
-        "-codec_whitelist": decoders,
-        "-protocol_whitelist": "file",
-        "-max_streams": str(limits.streams),
-        "-t": str(limits.maximum_seconds + MARGIN_SECONDS),
-        "-i": UPLOAD,
-        "-map": "0:a:0",
-    }
-    return ["-nostdin", *(word for option in options.items() for word in option)]
-
-
-def _describe(upload: bytes, container: Container, confinement: Confinement, limits: Limits) -> _Stream:
-    """Read the head of ffmpeg's framecrc format, which holds names and numbers and no text of the upload."""
-    finished = confinement.run(
-        [
-            *_input(container, ",".join(container.decoders.values()), limits),
-            *("-c", "copy", "-frames:a", "1", "-f", "framecrc", "pipe:1"),
-        ],
-        upload,
-        output_bytes=DESCRIPTION_BYTES,
-    )
+def _describe(step: Step, upload: bytes, confinement: Confinement, limits: Limits) -> Stream:
+    finished = confinement.run(step, upload)
     _check(finished.status, limits)
     described = DESCRIPTION.search(finished.output)
     if described is None:
         raise _malformed()
     codec, rate, layout = described[1].decode(), int(described[2]), described[3].decode()
-    if codec not in container.decoders:
-        codecs = ", ".join(container.decoders)
+    if codec not in step.container.decoders:
+        codecs = ", ".join(step.container.decoders)
         raise UploadError("unsupported_codec", f"audio in a file of this format must be one of: {codecs}")
     channels = CHANNELS.get(layout)
     if channels is None or channels > limits.channels:
@@ -99,31 +65,21 @@ def _describe(upload: bytes, container: Container, confinement: Confinement, lim
     if not limits.minimum_rate <= rate <= limits.maximum_rate:
         message = f"the sample rate must be {limits.minimum_rate} to {limits.maximum_rate} Hz"
         raise UploadError("sample_rate", message)
-    return _Stream(codec, rate, channels)
+    return Stream(codec, rate, channels)
 
 
 def _samples(
-    upload: bytes, container: Container, stream: _Stream, confinement: Confinement, limits: Limits
+    step: Step, rate: int, upload: bytes, confinement: Confinement, limits: Limits
 ) -> NDArray[np.float32]:
     """Return what is decoded at the stream's own rate, one channel."""
-    # Written out, since ffmpeg's own mix of floating-point channels is a sum that may leave full scale.
-    mix = "pan=mono|c0=" + "+".join(f"{1 / stream.channels}*c{index}" for index in range(stream.channels))
-    finished = confinement.run(
-        [
-            *(() if container.may_end_early else ("-xerror",)),
-            *_input(container, container.decoders[stream.codec], limits),
-            *("-filter_threads", "1", "-af", mix, "-ar", str(stream.rate), "-f", "f32le", "pipe:1"),
-        ],
-        upload,
-        output_bytes=int((limits.maximum_seconds + 2 * MARGIN_SECONDS) * stream.rate) * SAMPLE_BYTES,
-    )
+    finished = confinement.run(step, upload)
     _check(finished.status, limits)
     if not finished.output or len(finished.output) % SAMPLE_BYTES:
         raise _malformed()
     samples = np.frombuffer(finished.output, dtype="<f4")
     if not np.isfinite(samples).all():
         raise _malformed()
-    if len(samples) > limits.maximum_seconds * stream.rate:
+    if len(samples) > limits.maximum_seconds * rate:
         raise UploadError("too_long", f"the recording is longer than {limits.maximum_seconds:g} s")
     return samples
 

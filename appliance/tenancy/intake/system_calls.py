@@ -1,4 +1,4 @@
-"""The system calls left to a decoder: a seccomp filter, seccomp(2), for bwrap's `--seccomp`.
+"""The system calls left to a decoder: a filter, seccomp(2), for bwrap's `--seccomp` and for `restrict`.
 
 The list is what strace(1) shows of ffmpeg over all formats that are taken. Whatever is not on it
 fails with EPERM, or ENOSYS where the C library then tries something older. There is no fork on it, no socket,
@@ -7,6 +7,8 @@ no ioctl, no kill and nothing that makes, renames or removes a file.
 
 from __future__ import annotations
 
+import ctypes
+import os
 import struct
 
 # Numbers of x86-64, from asm/unistd_64.h.
@@ -33,7 +35,7 @@ ALLOWED = {
     "madvise": 28,
     "dup2": 33,
     "getpid": 39,
-    "execve": 59,  # by which bwrap becomes the decoder
+    "execve": 59,  # by which bwrap, or a new process of ours, becomes the decoder
     "exit": 60,
     "fcntl": 72,
     "readlink": 89,
@@ -64,6 +66,8 @@ LOAD, EQUAL, AND_SET, RETURN = 0x20, 0x15, 0x45, 0x06
 # Offsets in struct seccomp_data, linux/seccomp.h.
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16
 ALLOW, KILL = 0x7FFF0000, 0x80000000
+# linux/prctl.h
+SET_DUMPABLE, SET_SECCOMP, SET_NO_NEW_PRIVS, MODE_FILTER = 4, 22, 38, 2
 NOT_PERMITTED, UNKNOWN = 0x00050001, 0x00050026  # EPERM, ENOSYS
 
 
@@ -86,3 +90,18 @@ def filter_program() -> bytes:
         (RETURN, 0, 0, ALLOW),
     ]
     return b"".join(struct.pack("=HBBI", *line) for line in program)
+
+
+def restrict(program: bytes) -> None:
+    """Put the calling process under the filter for good, prctl(2). Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    code = ctypes.create_string_buffer(program)
+    header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
+    for arguments in ((SET_NO_NEW_PRIVS, 1, 0, 0, 0), (SET_SECCOMP, MODE_FILTER, header, 0, 0)):
+        if libc.prctl(*arguments):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def hide() -> None:
+    """Keep others of this process's user out of its memory and descriptors, until it runs a program."""
+    ctypes.CDLL(None).prctl(SET_DUMPABLE, 0, 0, 0, 0)

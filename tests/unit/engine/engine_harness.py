@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine_double import MODEL, VOICE, Double, Journal
+from engine_double import MODEL, VOICE, Double, Journal, Marker
 
 from appliance.engine.client import EngineClient, EngineLoad, EngineUnavailable, SpeechStream
 from appliance.engine.isolation import PR_SET_DUMPABLE
@@ -73,7 +73,7 @@ class EngineProcess:
     @property
     def batches(self) -> list[list[str]]:
         """The texts that the workers were given together."""
-        return [entry["texts"] for entry in self.journal.entries()]
+        return [entry["texts"] for entry in self.journal.entries() if "texts" in entry]
 
     @property
     def begun(self) -> list[str]:
@@ -142,6 +142,7 @@ def engine_main(variables: dict[str, str], folder: Path, stderr: Path, model: di
         os.setresuid(uid, uid, uid)
         # As after the exec that follows where systemd changes the user.
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+    marker = model.pop("marker", Marker())
     raise SystemExit(
-        run(EngineSettings(), lambda _: Prepared(Double.manifest, lambda: Double(folder, **model)))
+        run(EngineSettings(), lambda _: Prepared(Double.manifest, lambda: Double(folder, **model), marker))
     )

@@ -15,10 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from engine_harness import children, eventually, speak
 
 from appliance.engine.client import EngineClient, EngineRejected
-from appliance.speech.tiny import make
+from appliance.engine.model import load_watermark
+from appliance.speech import BundleError
+from appliance.speech.bundle import WATERMARK
+from appliance.speech.tiny import CLIP, CLIP_RATE, make
 
 CONFINED = (sys.executable, str(Path(__file__).with_name("confined.py")))
 
@@ -160,6 +164,44 @@ def test_another_tenant_does_not_wait_for_the_end_of_a_long_text(engine: Engine)
         next(long)
         assert say(engine, "Hello.", tenant="globex", deadline=60)
         assert engine.client.status().load.streams == 1, "the long one goes on"
+
+
+def test_voice_heard_by_the_engine_speaks(engine: Engine, bundle: Path) -> None:
+    samples, rate = soundfile.read(bundle / CLIP, dtype="float32")
+    assert rate == CLIP_RATE
+    heard = engine.client.condition(
+        request_id="req-1",
+        tenant="acme",
+        model="tortoise-tiny",
+        clips=[samples[:60_000].astype("<f4").tobytes(), samples[60_000:].astype("<f4").tobytes()],
+        deadline=60,
+    )
+    assert heard.accelerator_seconds > 0
+    own = {"voice": None, "conditioning": heard.conditioning, "seed": 1, "deadline": 60}
+    assert say(engine, "Hello.", **own) == say(engine, "Hello.", **own) != say(engine, "Hello.", seed=1)
+
+
+def test_clips_that_the_library_refuses_are_refused_by_its_code(engine: Engine) -> None:
+    for clip, code in ((bytes(4 * 24_000), "clip_silent"), (b"\0\0\0?" * 100, "clip_too_short")):
+        with pytest.raises(EngineRejected) as caught:
+            engine.client.condition(
+                request_id="req-1", tenant="acme", model="tortoise-tiny", clips=[clip], deadline=60
+            )
+        assert (caught.value.field, caught.value.code) == ("clips", code)
+
+
+def test_preset_is_spoken(engine: Engine) -> None:
+    assert say(engine, "Hello.", preset="ultra_fast", seed=1, deadline=120) != say(
+        engine, "Hello.", seed=1, deadline=60
+    )
+
+
+def test_engine_without_a_watermark_does_not_start(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="nothing is spoken without a watermark"):
+        load_watermark(tmp_path)
+    (tmp_path / WATERMARK).write_bytes((bundle / WATERMARK).read_bytes()[:-1] + b"x")
+    with pytest.raises(BundleError, match="nothing is spoken without a watermark"):
+        load_watermark(tmp_path)
 
 
 @pytest.mark.slow

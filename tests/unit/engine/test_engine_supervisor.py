@@ -77,7 +77,7 @@ class Stage:
         await settle()
 
     def ask(self, tenant: str, text: str = "Hello.") -> asyncio.Task[bytes]:
-        utterance = Utterance(tenant, text, "demo", None, time.monotonic() + 60)
+        utterance = Utterance(tenant=tenant, text=text, voice="demo", deadline=time.monotonic() + 60)
 
         async def listen() -> bytes:
             async with aclosing(self.supervisor.speak(utterance)) as pieces:

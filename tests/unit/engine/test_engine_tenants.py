@@ -305,7 +305,7 @@ def test_killed_worker_loses_its_own_requests_alone(serve: Serve) -> None:
     waiting = speak(engine.client, "Waiting. [6]", tenant="acme")
     assert eventually(lambda: engine.load.waiting == 1)
     os.kill(engine.pids[engine.begun.index("Mine. [60]")], signal.SIGKILL)
-    with pytest.raises(EngineFailed, match="process that spoke this has ended"):
+    with pytest.raises(EngineFailed, match="process that did this has ended"):
         list(mine)
     engine.open_gate()
     assert len(first + b"".join(theirs)) == 60 * 2 * STEP_SAMPLES
@@ -320,7 +320,7 @@ def test_stuck_worker_is_replaced(serve: Serve) -> None:
     stuck = speak(engine.client, "Stick.", tenant="acme")
     assert eventually(lambda: engine.begun == ["Stick."])
     assert b"".join(speak(engine.client, "Hello.", tenant="globex"))
-    with pytest.raises(EngineFailed, match="process that spoke this has ended"):
+    with pytest.raises(EngineFailed, match="process that did this has ended"):
         list(stuck)
     assert b"".join(speak(engine.client, "Hello.", tenant="acme"))
     assert [entry["reason"] for entry in engine.log("worker_ended")] == ["retired", "stuck"]
@@ -356,8 +356,9 @@ class Liar:
             connection.recv(1 << 16)
 
 
-# The numbers that the supervisor gives: 1 and 2 to the self-test and its worker, then to request and worker.
-VICTIM, OWN = 3, 5
+# The numbers that the supervisor gives: 1 to 3 to the self-test, its worker and its search for the mark, then
+# to request and worker.
+VICTIM, OWN = 4, 6
 LONG = int(2.1 * RATE / 8192) + 1
 LIES = {
     "noise": Liar([b"\xff\xff\xff"]),

@@ -109,7 +109,7 @@ def test_known_and_unknown_ids_cost_one_comparison_each(monkeypatch: pytest.Monk
 
 
 def test_what_an_unknown_id_is_compared_with_opens_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ApiKey, "digest", lambda *_: authentication._NOBODY)
+    monkeypatch.setattr(ApiKey, "digest", lambda *_: authentication.NOBODY)
     with pytest.raises(AuthenticationError):
         Authenticator(Keyring(), PEPPER).authenticate(f"Bearer {KEY.reveal()}", now=NOW)
 

@@ -84,7 +84,7 @@ def test_a_keyring_with_a_key_in_the_clear_is_refused_without_showing_it(tmp_pat
 
 def test_missing_files_say_what_to_do(tmp_path: Path) -> None:
     for load in (Keyring.load, load_pepper):
-        with pytest.raises(KeyringError, match="testudo key bootstrap"):
+        with pytest.raises(KeyringError, match="testudo credentials"):
             load(tmp_path / "none")
 
 

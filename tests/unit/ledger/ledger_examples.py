@@ -98,6 +98,8 @@ EVENTS: tuple[events.Event, ...] = (
         actor="system:erasure", erasure=token("era"), scope="voice", things=4, receipt=DIGEST
     ),
     events.LedgerRecovered(actor="system:ledger", removed=17),
+    events.TenantSuspended(actor="system:cli"),
+    events.TenantResumed(actor="system:cli"),
     events.TenantClosed(actor="system:cli"),
 )
 

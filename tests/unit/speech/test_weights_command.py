@@ -23,7 +23,7 @@ def test_make_and_verify(tmp_path: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["tiny"]
     verified = RUN.invoke(app, ["verify", str(out)])
     assert verified.exit_code == 0
-    assert "tortoise-tiny, 11 files" in verified.output
+    assert "tortoise-tiny, 12 files" in verified.output
 
 
 def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:

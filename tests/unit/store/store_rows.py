@@ -24,6 +24,7 @@ from appliance.store.tables import (
     Role,
     Sample,
     Speech,
+    StreamLease,
     Target,
     Tenant,
     Usage,
@@ -88,6 +89,7 @@ def make_rows(tenant: str) -> list[Any]:
         make_speech(tenant, principal_id=who, voice_id=voice, consent_id=consent),
         Idempotency(**own, key_hash=b"k", request_hash=b"r", resource_id=new_id("job"), expires_at=NOW),
         Usage(**own, metric=Metric.CHARACTERS, starts_at=NOW, amount=1),
+        StreamLease(**own, id=new_id("str"), expires_at=NOW),
         Erasure(
             **own,
             id=new_id("eras"),

@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,15 @@ def test_what_is_deleted_is_gone(objects: Objects) -> None:
     with pytest.raises(ObjectMissingError):
         objects.get(key)
     assert objects.get(kept) == b"kept"
+
+
+def test_what_was_written_before_a_moment(objects: Objects) -> None:
+    keys = sorted((make_key(), make_key(), make_key(kind="output")), key=str)
+    for key in (*keys, make_key("birch")):
+        objects.put(key, b"x")
+    now = datetime.now(UTC)
+    assert list(objects.written_before("alder", now - timedelta(hours=1))) == []
+    assert list(objects.written_before("alder", now + timedelta(hours=1))) == keys
 
 
 def test_listing_and_deleting_stay_with_the_tenant(objects: Objects) -> None:
@@ -274,6 +284,20 @@ def test_what_a_crash_left_is_not_listed_and_is_erased(folder: FolderObjects, ro
     assert [path for path in root.rglob("*") if path.is_file()] == []
 
 
+def test_what_a_crash_left_is_removed_when_it_is_old(folder: FolderObjects, root: Path) -> None:
+    key = make_key()
+    folder.put(key, b"whole")
+    torn = root / "tenants" / key.tenant / key.kind / f".{key.id}.0123"
+    torn.write_bytes(b"torn")
+    now = datetime.now(UTC)
+    assert folder.clear_unfinished(key.tenant, now - timedelta(hours=1)) == 0
+    assert folder.clear_unfinished("birch", now + timedelta(hours=1)) == 0
+    assert folder.clear_unfinished(key.tenant, now + timedelta(hours=1)) == 1
+    assert not torn.exists()
+    assert folder.versions(key) == 1
+    assert folder.versions(make_key()) == 0
+
+
 def test_s3_keeps_under_the_kms_key(bucket: S3Objects, client: Any, kms_key: str) -> None:
     key = make_key()
     bucket.put(key, b"x")
@@ -304,6 +328,19 @@ def test_s3_keeps_no_version_of_what_is_deleted(bucket: S3Objects, client: Any) 
     versions = client.list_object_versions(Bucket=BUCKET)
     assert [found["Key"] for found in versions["Versions"]] == [str(kept)]
     assert "DeleteMarkers" not in versions
+
+
+def test_s3_counts_and_lists_what_a_delete_marker_hides(bucket: S3Objects, client: Any) -> None:
+    key = make_key()
+    assert bucket.versions(key) == 0
+    for content in (b"one", b"two"):
+        bucket.put(key, content)
+    bucket.put(ObjectKey("alder", "sample", new_id("smp")), b"other")
+    client.delete_object(Bucket=BUCKET, Key=str(key))
+    assert key not in list(bucket.keys("alder"))
+    assert key in list(bucket.written_before("alder", datetime.now(UTC) + timedelta(hours=1)))
+    assert bucket.versions(key) == 3
+    assert bucket.clear_unfinished("alder", datetime.now(UTC)) == 0
 
 
 def test_s3_deletes_no_longer_key(bucket: S3Objects, client: Any) -> None:

@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from appliance.tenancy.intake import LIMITS, Bubblewrap, DecoderError, UploadError, confinement
-from appliance.tenancy.intake.confinement import UPLOAD, Finished
+from appliance.tenancy.intake.confinement import Finished
+from appliance.tenancy.intake.steps import UPLOAD
 from appliance.tenancy.intake.system_calls import filter_program
 
 # Runs until it is ended: silence at the speed of time, of which nothing is written.
@@ -79,7 +80,7 @@ class Running:
 def running(bubblewrap: Bubblewrap) -> Iterator[Running]:
     """A decoder at work that is killed in the end."""
     with ThreadPoolExecutor(1) as pool:
-        outcome = pool.submit(bubblewrap.run, ENDLESS, SECRET, output_bytes=0)
+        outcome = pool.submit(bubblewrap.execute, ENDLESS, SECRET, output_bytes=0)
         decoder = await_decoder(os.getpid())
         try:
             yield Running(decoder, outcome)
@@ -90,7 +91,7 @@ def running(bubblewrap: Bubblewrap) -> Iterator[Running]:
 
 def run(arguments: list[str], upload: bytes = b"", output_bytes: int = 2**16, **limits: float) -> Finished:
     bubblewrap = Bubblewrap(replace(LIMITS, **limits))  # type: ignore[arg-type]
-    return bubblewrap.run(["-nostdin", "-v", "quiet", *arguments], upload, output_bytes=output_bytes)
+    return bubblewrap.execute(["-nostdin", "-v", "quiet", *arguments], upload, output_bytes=output_bytes)
 
 
 def copy(address: str, *, upload: bytes = b"") -> Finished:
@@ -165,7 +166,7 @@ def test_it_writes_no_file(tmp_path: Path) -> None:
 
 
 def test_what_it_says_goes_nowhere(capfd: pytest.CaptureFixture[str]) -> None:
-    assert Bubblewrap().run(["-i", UPLOAD], SECRET, output_bytes=0).status == 1
+    assert Bubblewrap().execute(["-i", UPLOAD], SECRET, output_bytes=0).status == 1
     assert capfd.readouterr() == ("", "")
 
 
@@ -179,7 +180,7 @@ def test_an_upload_touches_no_disk() -> None:
 def test_what_takes_too_long_is_ended() -> None:
     with ThreadPoolExecutor(1) as pool:
         bubblewrap = Bubblewrap(replace(LIMITS, wall_seconds=1.0))
-        outcome = pool.submit(bubblewrap.run, ENDLESS, b"", output_bytes=0)
+        outcome = pool.submit(bubblewrap.execute, ENDLESS, b"", output_bytes=0)
         with pytest.raises(UploadError, match="longer than 1 s") as caught:
             outcome.result(PATIENCE)
     assert caught.value.code == "too_costly"
@@ -224,7 +225,7 @@ def test_a_decoder_that_is_killed() -> None:
 def test_a_decoder_ends_with_the_process_that_wants_it() -> None:
     program = f"""
 from appliance.tenancy.intake import Bubblewrap
-Bubblewrap().run({ENDLESS!r}, b"", output_bytes=0)
+Bubblewrap().execute({ENDLESS!r}, b"", output_bytes=0)
 """
     with subprocess.Popen([sys.executable, "-c", program]) as process:
         decoder = await_decoder(process.pid)
@@ -255,16 +256,16 @@ def test_decoders_take_turns() -> None:
     bubblewrap = Bubblewrap(replace(LIMITS, queue_seconds=0), slots=threading.Semaphore(1))
     with running(bubblewrap):
         with pytest.raises(DecoderError) as caught:
-            bubblewrap.run(["-version"], b"", output_bytes=2**16)
+            bubblewrap.execute(["-version"], b"", output_bytes=2**16)
         assert caught.value.code == "decoder_busy"
-    assert bubblewrap.run(["-version"], b"", output_bytes=2**16).status == 0
+    assert bubblewrap.execute(["-version"], b"", output_bytes=2**16).status == 0
 
 
 def test_a_turn_is_given_back_after_a_failure() -> None:
     bubblewrap = Bubblewrap(replace(LIMITS, queue_seconds=0), slots=threading.Semaphore(1))
     for _ in range(2):
         with pytest.raises(UploadError):
-            bubblewrap.run(["-version"], b"", output_bytes=0)
+            bubblewrap.execute(["-version"], b"", output_bytes=0)
 
 
 def test_the_filter_leaves_what_is_on_its_list() -> None:

@@ -20,7 +20,8 @@ from tenancy_recordings import FILES, RATE_OF_FILES, encoded, ffmpeg, flat, sile
 
 from appliance.speech.artificial_voice import speech_like
 from appliance.tenancy.intake import LIMITS, RATE, Bubblewrap, Clip, DecoderError, UploadError, assess, decode
-from appliance.tenancy.intake.confinement import UPLOAD, Finished
+from appliance.tenancy.intake.confinement import Finished
+from appliance.tenancy.intake.steps import UPLOAD, Step
 
 MARKER = "Mrs-Example-insulin-5471"
 CODES = {
@@ -45,8 +46,8 @@ class Double:
     outcomes: Sequence[Finished | Exception]
     asked: list[tuple[Sequence[str], int, int]] = field(default_factory=list)
 
-    def run(self, arguments: Sequence[str], upload: bytes, *, output_bytes: int) -> Finished:
-        self.asked.append((arguments, len(upload), output_bytes))
+    def run(self, step: Step, upload: bytes) -> Finished:
+        self.asked.append((step.arguments(), len(upload), step.output_bytes))
         outcome = self.outcomes[len(self.asked) - 1]
         if isinstance(outcome, Exception):
             raise outcome
@@ -172,8 +173,8 @@ def test_bombs_cost_no_more_than_the_longest_recording(seconds: int, options: tu
     outputs = []
 
     class Recorder(Bubblewrap):
-        def run(self, arguments: Sequence[str], upload: bytes, *, output_bytes: int) -> Finished:
-            finished = super().run(arguments, upload, output_bytes=output_bytes)
+        def run(self, step: Step, upload: bytes) -> Finished:
+            finished = super().run(step, upload)
             outputs.append(len(finished.output))
             return finished
 

@@ -177,3 +177,18 @@ def test_settings_that_lack_something_say_what(
     LocalSigner.create(Path(settings.signing_key))
     with pytest.raises(TenancySettingsError, match=named):
         Tenancy.open(settings)
+
+
+def test_who_reads_a_ledger_slowly_holds_no_connection(
+    tenancy: Tenancy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trail, "PAGE", 2)
+    for number in range(5):
+        trail.chain(tenancy.store, "acme").append(revoked(number))
+    pool = tenancy.store._engines["app"].pool
+    reader = iter(trail.chain(tenancy.store, "acme").entries())
+    sequences = [next(reader).sequence]
+    assert pool.checkedout() == 0  # type: ignore[attr-defined]
+    trail.chain(tenancy.store, "acme").append(revoked(9))
+    sequences += [entry.sequence for entry in reader]
+    assert sequences == [1, 2, 3, 4, 5]  # as it was when reading began

@@ -126,7 +126,8 @@ def test_matrices_are_stored_in_half_and_vectors_stay_exact(
     for path in bundle.glob("*.safetensors"):
         origin = load_file(path)
         for key, value in load_file(out / path.name).items():
-            assert torch.equal(value, origin[key].to(dtype if origin[key].dim() > 1 else torch.float32))
+            halved = origin[key].dim() > 1 and path.name != "watermark.safetensors"
+            assert torch.equal(value, origin[key].to(dtype if halved else torch.float32))
     assert f", {name}" in next(f.source for f in read_manifest(out).files if f.path == "clvp.safetensors")
 
 

@@ -47,18 +47,20 @@ class PcmEncoder:
         return self.feed(b"")
 
 
-def wav_header(sample_rate: int) -> bytes:
-    """A 44-byte RIFF header for a stream whose length is not known yet.
+def wav_header(sample_rate: int, data_bytes: int | None = None) -> bytes:
+    """A 44-byte RIFF header for `data_bytes` of PCM, or for a stream whose length is not known yet.
 
-    Both sizes are 0xFFFFFFFF, as ffmpeg writes them to a pipe and as OpenAI's API sends them. ffmpeg,
-    libsndfile, browsers and Python's `wave` read such data to the end of the file; a size of 0, the other
-    habit, is an empty file to `wave`. A duration computed from the header alone is of course wrong.
+    Without a length both sizes are 0xFFFFFFFF, as ffmpeg writes them to a pipe and as OpenAI's API sends
+    them. ffmpeg, libsndfile, browsers and Python's `wave` read such data to the end of the file; a size of 0,
+    the other habit, is an empty file to `wave`. A duration computed from the header alone is of course wrong.
     """
     channels, bits = 1, 8 * BYTES_PER_SAMPLE
     frame = channels * BYTES_PER_SAMPLE
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, channels, sample_rate, sample_rate * frame, frame, bits)
-    riff = struct.pack("<4sI4s", b"RIFF", UNKNOWN_SIZE, b"WAVE")
-    return riff + form + struct.pack("<4sI", b"data", UNKNOWN_SIZE)
+    data = UNKNOWN_SIZE if data_bytes is None else data_bytes
+    # What follows the field of its own size: "WAVE", the format, the head of the data, the data.
+    size = UNKNOWN_SIZE if data_bytes is None else 4 + len(form) + 8 + data
+    return struct.pack("<4sI4s", b"RIFF", size, b"WAVE") + form + struct.pack("<4sI", b"data", data)
 
 
 class LibavEncoder:
@@ -151,3 +153,11 @@ FORMATS: Mapping[str, AudioFormat] = {
     "wav": AudioFormat("audio/wav", lambda rate: PcmEncoder(wav_header(rate))),
     "pcm": AudioFormat("audio/pcm", lambda _: PcmEncoder()),
 }
+
+
+def whole(name: str, pcm: bytes, sample_rate: int) -> bytes:
+    """Encode a speech whose end is known: as its stream would be, but that a WAV file tells its length."""
+    if name == "wav":
+        return wav_header(sample_rate, len(pcm)) + pcm
+    encoder = FORMATS[name].encoder(sample_rate)
+    return encoder.feed(pcm) + encoder.finish()

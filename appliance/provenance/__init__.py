@@ -1,0 +1,1 @@
+"""Marks what the appliance speaks, signs a statement about it, and examines recordings for both."""
