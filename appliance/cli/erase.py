@@ -191,7 +191,7 @@ def tell_failure(tenant: str, error: Exception) -> None:
 
 def _next_step(tenant: str, status: Status) -> str:
     if status.state == "done":
-        return f"Erased. Its receipt: `testudo erase receipt {tenant} {status.id} --out receipt.json`"
+        return f"Erased. Its receipt: `testudo erase receipt {tenant} {status.id} > receipt.json`"
     if status.state == "held":
         return "A legal hold keeps it: `testudo hold list` shows which. Its use has ended."
     return "Its use has ended; `testudo erase run` erases it."

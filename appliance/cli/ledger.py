@@ -18,7 +18,9 @@ from appliance.cli.state import AsJson, opened, show
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-app = typer.Typer(help="The ledger: export, verify.", no_args_is_help=True)
+app = typer.Typer(
+    help="The ledger: export, verify, and the key that its heads are signed with.", no_args_is_help=True
+)
 
 
 @app.command()
@@ -41,11 +43,11 @@ def export(
         except LedgerError as error:
             typer.echo(f"error: {error} [{error.code}]; see `testudo ledger verify`", err=True)
             raise typer.Exit(1) from None
-        key = out.with_name(f"{out.name}.pem")
-        key.write_bytes(tenancy.signer.public_key())
-    typer.echo(f"made {out} ({count - 1} entries) and {key}")
+        pem = out.with_name(f"{out.name}.pem")
+        pem.write_bytes(tenancy.signer.public_key())
+    typer.echo(f"made {out} ({count - 1} entries) and {pem}")
     typer.echo(
-        f"Check it with `testudo verify ledger {out} --key {key}`, with a key from a source you trust."
+        f"Check it with `testudo verify ledger {out} --key {pem}`, with a key from a source you trust."
     )
 
 
@@ -82,6 +84,13 @@ def verify(
             f"{len(rows)} ledgers, {broken} broken. One made anew shows against an earlier export only."
         )
     raise typer.Exit(1 if broken else 0)
+
+
+@app.command()
+def key() -> None:
+    """Print the public key (PEM) that heads of ledgers and receipts of erasures are signed with."""
+    with opened() as tenancy:
+        sys.stdout.buffer.write(tenancy.signer.public_key())
 
 
 def _write(out: Path, lines: Iterator[bytes]) -> int:

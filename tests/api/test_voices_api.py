@@ -116,6 +116,7 @@ def test_a_running_stream_breaks_off_when_its_consent_ends(  # noqa: PLR0917 - f
     how: str,
 ) -> None:
     engine.speak = speak_and_wait(gate, tone(0.3), tone(0.3))
+    engine.usage = 0.125
     begun, errors = threading.Event(), list[Exception]()
     thread = threading.Thread(target=stream, args=(server, key, voice[1], begun, errors))
     thread.start()

@@ -12,13 +12,15 @@ from .conftest import CREDENTIALS, properties
 if TYPE_CHECKING:
     from testinfra.host import Host
 
-UNITS = ("testudo-engine", "testudo-api", "testudo-credentials")
-SERVICES = ("testudo-engine", "testudo-api")
-# Defined in every image; which of them start is in the role's voice_enabled.
-OTHERS = ("testudo-setup", "testudo-jobs", "testudo-retention")
+UNITS = ("testudo-credentials", "testudo-setup", "testudo-engine", "testudo-api", "testudo-jobs")
+USERS = ("testudo-engine", "testudo-api")
+SERVICES = ("testudo-engine", "testudo-api", "testudo-jobs")
+TRIGGERS = ("testudo-decoder.socket", "testudo-retention.timer")
 PYTHON = "/opt/testudo/venv/bin/python"
 DATA = "/var/lib/testudo/data"
-KEYS = ("admin.key", "keyring.json", "pepper", "root.key", "signing.key")
+KEYS = ("admin.key", "c2pa.key", "keyring.json", "pepper", "root.key", "signing.key")
+SEALING = ["pepper", "root.key", "signing.key"]
+ORIGIN = ["c2pa-root.pem", "c2pa.key", "c2pa.pem"]
 DECODER = "/run/testudo-decoder.sock"
 
 # Has the decoder's service describe and decode a second of silence, and prints what comes of it.
@@ -118,7 +120,7 @@ def test_installed_dependencies_agree(host: Host) -> None:
     assert host.check_output(f"{PYTHON} -m pip check") == "No broken requirements found."
 
 
-@pytest.mark.parametrize("user", SERVICES)
+@pytest.mark.parametrize("user", USERS)
 def test_users_cannot_log_in(host: Host, user: str) -> None:
     account = host.user(user)
     assert (account.shell, account.home, account.gid != 0) == ("/usr/sbin/nologin", "/nonexistent", True)
@@ -127,16 +129,15 @@ def test_users_cannot_log_in(host: Host, user: str) -> None:
 
 
 def test_units_are_well_formed_and_start_at_boot(host: Host) -> None:
-    # testudo-jobs joins them with its program.
-    names = [f"{unit}.service" for unit in (*UNITS, "testudo-setup", "testudo-retention", "testudo-decoder@")]
-    names += ["testudo-decoder.socket", "testudo-retention.timer"]
+    names = [f"{unit}.service" for unit in (*UNITS, "testudo-retention", "testudo-decoder@")]
+    names += TRIGGERS
     paths = " ".join(f"/etc/systemd/system/{name}" for name in names)
     verdict = host.run(f"systemd-analyze verify {paths}")
     assert "testudo-" not in verdict.stderr, verdict.stderr
-    assert all(host.service(unit).is_enabled for unit in (*UNITS, "testudo-decoder.socket"))
+    assert all(host.service(unit).is_enabled for unit in (*UNITS, *TRIGGERS))
 
 
-@pytest.mark.parametrize("unit", [*UNITS, *OTHERS, "testudo-decoder@"])
+@pytest.mark.parametrize("unit", [*UNITS, "testudo-retention", "testudo-decoder@"])
 def test_exposure_is_low(host: Host, unit: str) -> None:
     """The promise is 2.0; the scale of --threshold is tenths."""
     verdict = host.run(
@@ -154,7 +155,7 @@ def test_exposure_is_measured(host: Host) -> None:
 
 @pytest.mark.running
 @pytest.mark.services
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", [*UNITS, *TRIGGERS])
 def test_units_are_active(host: Host, unit: str) -> None:
     assert host.service(unit).is_running
 
@@ -171,7 +172,7 @@ def test_process_is_in_the_sandbox(host: Host, unit: str) -> None:
     )
     assert {status[name].strip() for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
-    uid = str(host.user(unit).uid)
+    uid = str(host.user(properties(host, unit, "User")["User"]).uid)
     assert set(status["Uid"].split()) == {uid}
     for namespace in ("net", "mnt"):
         own, first = (host.check_output(f"readlink /proc/{one}/ns/{namespace}") for one in (pid, 1))
@@ -197,17 +198,19 @@ def test_process_sees_neither_credentials_nor_homes_nor_others(host: Host, unit:
     assert inside("touch /opt/testudo/probe") != 0
     assert inside("touch /etc/probe /var/probe") != 0
     assert inside("test -e /dev/kmsg") != 0
-    user = f"setpriv --reuid {unit} --regid {unit} --clear-groups"
+    name = properties(host, unit, "User")["User"]
+    user = f"setpriv --reuid {name} --regid {name} --clear-groups"
     assert inside(f"{user} test -e /proc/1/status") != 0
 
 
 @pytest.mark.running
 @pytest.mark.services
-def test_engine_holds_no_credential_and_the_api_not_the_admin_key(host: Host) -> None:
+def test_engine_holds_no_credential_and_nobody_the_admin_key(host: Host) -> None:
     assert not host.file("/run/credentials/testudo-engine.service").exists
-    pid = properties(host, "testudo-api", "MainPID")["MainPID"]
-    names = host.check_output(f"nsenter --target {pid} --mount ls /run/credentials/testudo-api.service")
-    assert names.split() == ["keyring.json", "pepper", "root.key", "signing.key"]
+    for unit in ("testudo-api", "testudo-jobs"):
+        pid = properties(host, unit, "MainPID")["MainPID"]
+        names = host.check_output(f"nsenter --target {pid} --mount ls /run/credentials/{unit}.service")
+        assert names.split() == [*ORIGIN, *SEALING]
 
 
 @pytest.mark.running
@@ -232,6 +235,9 @@ def test_admin_key_is_for_root_only(host: Host) -> None:
     assert modes == [
         f"{CREDENTIALS} 700 root root",
         f"{CREDENTIALS}/admin.key 400 root root",
+        f"{CREDENTIALS}/c2pa-root.pem 600 root root",
+        f"{CREDENTIALS}/c2pa.key 600 root root",
+        f"{CREDENTIALS}/c2pa.pem 600 root root",
         f"{CREDENTIALS}/keyring.json 600 root root",
         f"{CREDENTIALS}/pepper 400 root root",
         f"{CREDENTIALS}/root.key 600 root root",
@@ -254,7 +260,7 @@ def test_state_is_for_the_api_only(host: Host) -> None:
     assert host.check_output(f"stat --format='%a %U %G' {DATA}") == "700 testudo-api testudo-api"
     settings = host.check_output("stat --format='%a %U' /etc/testudo/testudo.env")
     assert settings == "644 root"
-    pids = {unit: properties(host, unit, "MainPID")["MainPID"] for unit in SERVICES}
+    pids = {unit: properties(host, unit, "MainPID")["MainPID"] for unit in USERS}
     as_api = "setpriv --reuid testudo-api --regid testudo-api --clear-groups"
 
     def inside(unit: str, command: str) -> int:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from appliance.provenance import perth
 from appliance.speech import bundle as bundles
 from appliance.speech.artificial_voice import speech_like
 from appliance.speech.config import PUBLISHED, ModelConfig, SynthesisOptions
@@ -234,6 +235,7 @@ def convert(size: Size, folder: Path) -> None:
     norms = torch.load(DATA / "mel_norms.pth", weights_only=True)
     save_file({"mel_norms": norms}, folder / bundles.MEL_NORMS)
     (folder / bundles.TOKENIZER).write_bytes((DATA / "tokenizer.json").read_bytes())
+    perth.convert(perth.installed_checkpoint(), folder / bundles.WATERMARK)
     paths = bundles.required(size.config)
     manifest = bundles.Manifest(
         id=f"reference-{size.name}",

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from appliance.api.audio import FORMATS
+from appliance.audio import FORMATS
 from appliance.provenance import c2pa
 from appliance.provenance.authority import LocalAuthority
 from appliance.provenance.c2pa import Claim, ManifestSigner, consent_hash, read

@@ -74,7 +74,7 @@ class SlowTenancy(Tenancy):
         return entry
 
 
-def finish(audio: bytes, *_: object) -> bytes:
+def finish(audio: bytes, *_: object, **_origin: object) -> bytes:
     pause("finished")
     return audio
 

@@ -126,7 +126,7 @@ def speak_well(*_: object) -> Iterator[SynthesizeResponse]:
 
 def whole(parts: list[bytes]) -> SynthesizeResponse:
     samples = sum(map(len, parts)) // 2
-    return SynthesizeResponse(finished=Finished(samples=samples, accelerator_seconds=0.25, watermark="fake"))
+    return SynthesizeResponse(finished=Finished(samples=samples, accelerator_seconds=0.25))
 
 
 def refuse(status: grpc.StatusCode, **metadata: str) -> Any:

@@ -171,10 +171,12 @@ def test_a_consent_goes_with_the_result(
 ) -> None:
     consent = "cons_" + "a" * 26
     door.permit = Leave(voice=None, conditioning=b"heard", consent_id=consent)
-    finishing: list[tuple[str, str, str | None]] = []
+    finishing: list[tuple[str, str, str | None, str]] = []
 
-    def finish(audio: bytes, audio_format: str, output: str, consent_id: str | None) -> bytes:
-        finishing.append((audio_format, output, consent_id))
+    def finish(
+        audio: bytes, audio_format: str, *, output_id: str, consent_id: str | None, model: str
+    ) -> bytes:
+        finishing.append((audio_format, output_id, consent_id, model))
         return audio + b"manifest"
 
     workshop = make_workshop(tenancy, engine, door)
@@ -184,7 +186,7 @@ def test_a_consent_goes_with_the_result(
     output = content(tenancy, ALICE.tenant, job)
     assert output.audio.endswith(b"manifest")
     assert output.consent_id == consent
-    assert finishing == [("wav", output.id, consent)]
+    assert finishing == [("wav", output.id, consent, "fake")]
     assert next(chain(tenancy.store, "acme").entries()).payload["consent"] == consent
     assert (engine.requests[0].voice, engine.requests[0].conditioning) == ("", b"heard")
     asked = door.asked[0][0]
@@ -219,7 +221,7 @@ def test_a_consent_that_ends_stops_what_is_being_spoken(
 def test_a_consent_that_ends_at_the_last_moment_leaves_no_result(
     tenancy: Tenancy, engine: FakeEngine, door: Door
 ) -> None:
-    def finish(audio: bytes, *_: object) -> bytes:
+    def finish(audio: bytes, *_: object, **_origin: object) -> bytes:
         door.refusal = "consent_ended"
         return audio
 
@@ -489,7 +491,7 @@ def test_strays_are_removed_and_nothing_else(tenancy: Tenancy, workshop: Worksho
 def test_no_log_line_has_text_or_names(
     tenancy: Tenancy, engine: FakeEngine, door: Door, log: list[EventDict]
 ) -> None:
-    def finish(audio: bytes, *_: object) -> bytes:
+    def finish(audio: bytes, *_: object, **_origin: object) -> bytes:
         raise ValueError(SECRET)
 
     workshop = make_workshop(tenancy, engine, door)

@@ -26,6 +26,7 @@ from appliance.jobs.performance import perform
 from appliance.jobs.reading import content
 from appliance.jobs.submission import submit
 from appliance.jobs.worker import Worker
+from appliance.provenance.authority import LocalAuthority
 from appliance.store.tables import Job
 from appliance.tenancy.house import Tenancy
 from tests.api.fake_engine import FakeEngine, speak_and_wait, tone
@@ -212,6 +213,7 @@ def test_the_installed_command_tells_systemd_and_works(
     notified.settimeout(60)
     (tmp_path / "pepper").write_bytes(present.pepper)
     (tmp_path / "wall.key").write_bytes(database.logins.wall_key)
+    LocalAuthority.create(tmp_path)
     logins = database.logins
     environment = {
         "TESTUDO_DATABASE": str(logins.app.database),
@@ -219,6 +221,7 @@ def test_the_installed_command_tells_systemd_and_works(
         "TESTUDO_ROOT_KEY": str(tmp_path / "root.key"),
         "TESTUDO_SIGNING_KEY": str(tmp_path / "signing.key"),
         "TESTUDO_PEPPER": str(tmp_path / "pepper"),
+        "TESTUDO_C2PA": str(tmp_path),
         "TESTUDO_JOBS_ENGINE_SOCKET": str(engine.socket),
         "TESTUDO_JOBS_POLL_SECONDS": "0.1",
         "NOTIFY_SOCKET": str(tmp_path / "notify"),
