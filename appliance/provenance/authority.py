@@ -78,7 +78,9 @@ class LocalAuthority:
             key = serialization.load_pem_private_key((folder / KEY).read_bytes(), None)
             root = (folder / ROOT).read_text(encoding="ascii")
         except (OSError, ValueError, TypeError):
-            raise ProvenanceError("authority_invalid", f"{folder} holds no readable authority") from None
+            raise ProvenanceError(
+                "authority_invalid", f"{folder / KEY} or {folder / ROOT} cannot be read"
+            ) from None
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise ProvenanceError("authority_invalid", f"{folder / KEY} is no P-256 key")
         authority = cls(key, read_chain(folder / CHAIN), root)

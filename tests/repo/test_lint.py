@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from jinja2 import Environment, StrictUndefined
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -42,7 +44,7 @@ def test_linter_finds_nothing(name: str) -> None:
     run(LINTERS[name])
 
 
-def test_shell_scripts_pass_shellcheck() -> None:
+def test_shell_scripts_pass_shellcheck(tmp_path: Path) -> None:
     tracked = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -52,7 +54,22 @@ def test_shell_scripts_pass_shellcheck() -> None:
     ).stdout.split()
     scripts = [name for name in tracked if is_shell_script(ROOT / name)]
     assert "tools/setup.sh" in scripts
-    run(["shellcheck", *scripts])
+    templates = [name for name in scripts if name.endswith(".j2")]
+    assert templates
+    run(["shellcheck", *(name for name in scripts if name not in templates)])
+    for name in templates:
+        rendered = tmp_path / Path(name).stem
+        rendered.write_text(render(name))
+        run(["shellcheck", str(rendered)])
+
+
+def render(template: str) -> str:
+    """A role's template with the role's own data."""
+    role, values = ROOT / Path(*Path(template).parts[:2]), {"ansible_managed": "managed"}
+    for path in (role / "defaults/main.yml", role / "vars/main.yml"):
+        values |= yaml.safe_load(path.read_text())
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701
+    return environment.from_string((ROOT / template).read_text()).render(values)
 
 
 def is_shell_script(path: Path) -> bool:

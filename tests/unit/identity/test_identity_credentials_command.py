@@ -12,7 +12,8 @@ from appliance.cli import app
 from appliance.vault.root_key import RootKeyFile
 from appliance.vault.signing import LocalSigner
 
-MODES = {"pepper": 0o400, "admin.key": 0o400, "keyring.json": 0o600, "root.key": 0o600, "signing.key": 0o600}
+KEYS = ("keyring.json", "root.key", "signing.key", "c2pa.key", "c2pa.pem", "c2pa-root.pem")
+MODES = {"pepper": 0o400, "admin.key": 0o400, **dict.fromkeys(KEYS, 0o600)}
 
 
 def run(folder: Path, status: int = 0) -> str:
@@ -48,16 +49,18 @@ def test_no_key_is_shown(tmp_path: Path) -> None:
             assert len(word) < 20 or word.strip('",') not in output, name
 
 
-@pytest.mark.parametrize("name", ["root.key", "signing.key"])
+@pytest.mark.parametrize("name", ["root.key", "signing.key", "c2pa.key"])
 def test_a_machine_of_before_gets_what_it_lacks(folder: Path, name: str) -> None:
     before = contents(folder)
-    (folder / "signing.key").unlink()
-    if name == "root.key":
-        (folder / name).unlink()
+    # Which of them an older release made none of, in the order in which they are made.
+    later = {"root.key": {"root.key", "signing.key"}, "signing.key": {"signing.key"}}
+    lacking = later.get(name, {"c2pa.key", "c2pa.pem", "c2pa-root.pem"})
+    for each in lacking:
+        (folder / each).unlink()
     run(folder)
     after = contents(folder)
     assert after.keys() == MODES.keys()
-    kept = MODES.keys() - {"signing.key", name}
+    kept = MODES.keys() - lacking
     assert {key: after[key] for key in kept} == {key: before[key] for key in kept}
 
 
@@ -67,7 +70,7 @@ def test_a_lost_root_key_is_not_replaced(folder: Path) -> None:
     assert not (folder / "root.key").exists()
 
 
-@pytest.mark.parametrize("name", ["root.key", "signing.key"])
+@pytest.mark.parametrize("name", ["root.key", "signing.key", "c2pa.key"])
 def test_a_broken_key_is_noticed(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"{}")
     output = run(folder, 1)
