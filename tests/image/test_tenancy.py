@@ -14,7 +14,7 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from appliance.cli import app as testudo
+from appliance import cli
 from appliance.speech.artificial_voice import speech_like
 
 from .conftest import await_true
@@ -63,7 +63,7 @@ def test_a_key_opens_until_it_is_revoked(host: Host, client: OpenAI, ready: None
     assert MODEL in [model.id for model in holder.models.list()]
     with pytest.raises(openai.PermissionDeniedError) as refusal:
         holder.audio.speech.create(model=MODEL, voice=VOICE, input="No.")
-    assert refusal.value.code == "missing_scope"
+    assert refusal.value.code == "insufficient_scope"
     host.check_output(f"testudo key revoke {made['id']}")
 
     def refused() -> bool:
@@ -100,14 +100,14 @@ def test_a_voice_speaks_under_its_consent_and_its_erasure_is_proven(
     assert refusal.value.code == "consent_ended"
 
     asked = http.post("/v1/erasure_requests", json={"target": "consent", "id": consent.id}).json()
-    assert asked["state"] == "done"
+    assert asked["status"] == "done"
     assert http.get(f"/v1/audio/voices/{voice.id}").status_code == 404
     # As a stranger would check it, here, with what the machine gives away.
     receipt, key = tmp_path / "receipt.json", tmp_path / "key.pem"
     receipt.write_bytes(http.get(f"/v1/erasure_requests/{asked['id']}/receipt").content)
     key.write_bytes(host.run("testudo ledger key").stdout_bytes)
     command = ["verify", "receipt", str(receipt), "--key", str(key), "--id", voice.id]
-    told = CliRunner().invoke(testudo, command)
+    told = CliRunner().invoke(cli.app, command)
     assert told.exit_code == 0, told.output
 
 
