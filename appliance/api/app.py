@@ -151,12 +151,15 @@ def _let_in() -> None:
 def _finish(response: Response) -> Response:
     """Add what every answer carries; log the request when its last byte is sent or its caller gone."""
     note = record()
-    cast("StrictRequest", request).discard_body()
+    # The object itself: what stands for it in a request is gone when the answer has been sent.
+    received = cast("StrictRequest", request._get_current_object())  # type: ignore[attr-defined]
+    received.discard_body()
     note.status = response.status_code
     response.headers["x-request-id"] = note.id
     add_rate_limit(response)
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Content-Type-Options"] = "nosniff"
+    response.call_on_close(received.linger)
     response.call_on_close(lambda: log.info("request", **note.fields()))
     return response
 

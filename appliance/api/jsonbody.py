@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -16,6 +17,8 @@ from appliance.api.context import services
 from appliance.api.engine import RETRY_SECONDS
 from appliance.api.multipart import read_form
 from appliance.api.problems import Problem
+
+LINGER_SECONDS = 2.0
 
 
 class StrictRequest(Request):
@@ -78,13 +81,31 @@ class StrictRequest(Request):
             release()
 
     def discard_body(self) -> None:
-        """Read what is left of the body, up to a mebibyte.
+        """Read what is left of a body that nginx has read whole before it sent it here.
 
         Gunicorn itself discards less than 64 KiB and else closes a connection that its answer has promised to
         keep; nginx may have sent somebody else's request into it by then, who would get a 502.
         """
+        if self.endpoint not in UPLOADS:
+            with suppress(OSError, ParseException):
+                for _ in range(16):
+                    if not self.environ["wsgi.input"].read(65_536):
+                        break
+
+    def linger(self) -> None:
+        """Once the answer is out, read on until nginx has seen it, for a moment at most.
+
+        A recording comes here while its sender still sends it. If it is refused and the connection closed with
+        some of it unread, nginx fails to send the rest, and may tell its caller of that (502) and not of the
+        answer. When nginx reads the answer it closes, and there is nothing to read any more.
+        """
+        connection = self.environ.get("gunicorn.socket")
+        if connection is None or self.endpoint not in UPLOADS:
+            return
+        end = time.monotonic() + LINGER_SECONDS
         with suppress(OSError, ParseException):
-            for _ in range(16):
+            while (left := end - time.monotonic()) > 0:
+                connection.settimeout(left)
                 if not self.environ["wsgi.input"].read(65_536):
                     break
 

@@ -108,6 +108,7 @@ def verify() -> None:
 
 def _verify(layout: Layout, variant: Variant) -> None:
     from appliance.image import boot, packer
+    from appliance.image.accelerator import CPU
     from appliance.image.steps import StepError, step
 
     if not layout.image.exists():
@@ -121,7 +122,7 @@ def _verify(layout: Layout, variant: Variant) -> None:
         "qemu.verify",
         variant,
         accelerator=machine.accelerator,
-        cpu="host" if machine.accelerator == "kvm" else "max",
+        cpu=CPU[machine.accelerator],
         ssh_port=machine.ssh_port,
         https_port=machine.https_port,
         started=int(time.time()),

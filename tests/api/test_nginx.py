@@ -30,12 +30,17 @@ http {{
     listen 127.0.0.1:{port} ssl http2;
     ssl_certificate {folder}/server.crt; ssl_certificate_key {folder}/server.key;
     ssl_protocols TLSv1.2 TLSv1.3;
-    client_max_body_size 1m;
+    client_max_body_size 21m;
     if ($server_protocol = "HTTP/1.0") {{ return 505; }}
     location / {{
       proxy_pass http://api; proxy_http_version 1.1;
       proxy_set_header Connection ""; proxy_set_header Host $host;
       proxy_buffering off; proxy_request_buffering on; proxy_read_timeout 610s;
+    }}
+    location /v1/audio/voice {{
+      proxy_pass http://api; proxy_http_version 1.1;
+      proxy_set_header Connection ""; proxy_set_header Host $host;
+      proxy_buffering off; proxy_request_buffering off;
     }}
   }}
 }}
@@ -168,3 +173,22 @@ def test_http_1_0_is_refused(server: ApiServer, engine: FakeEngine, nginx: Gate,
         connection.sendall(speech_request(key, version="1.0"))
         assert b" 505 " in read_to_end(connection).splitlines()[0]
     assert not engine.requests
+
+
+@pytest.mark.parametrize("length", ["20 MiB", "chunked"])
+def test_a_refusal_comes_through_while_a_recording_is_still_sent(
+    server: ApiServer, nginx: Gate, length: str
+) -> None:
+    """The API answers without reading it, and nginx would say 502 if the connection broke under its hands."""
+    part = bytes(65_536)
+
+    def body() -> Iterator[bytes]:
+        for _ in range(320):
+            yield part
+
+    with nginx.client("tsk_000000000000_wrong") as client:
+        statuses = [
+            client.post("/v1/audio/voices", content=body() if length == "chunked" else part * 320).status_code
+            for _ in range(20)
+        ]
+    assert statuses == [401] * 20

@@ -38,6 +38,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "services: talks to the appliance's services; never beside another such test"
     )
+    config.addinivalue_line(
+        "markers",
+        "commands: starts commands for minutes under emulation; molecule's containers have the units too",
+    )
 
 
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:

@@ -52,6 +52,7 @@ def http(front: Front, admin_key: str) -> Iterator[httpx2.Client]:
         yield client
 
 
+@pytest.mark.commands
 def test_a_key_opens_until_it_is_revoked(host: Host, client: OpenAI, ready: None) -> None:
     subject = f"image-{uuid.uuid4().hex[:8]}"
     made = json.loads(
@@ -135,6 +136,7 @@ def test_a_job_is_spoken_and_its_file_tells_where_it_comes_from(http: httpx2.Cli
     assert report["c2pa"]["output_id"] == content.headers["x-output-id"], report
 
 
+@pytest.mark.commands
 def test_the_clock_of_retention_runs_and_the_ledger_holds(
     host: Host, http: httpx2.Client, ready: None
 ) -> None:
