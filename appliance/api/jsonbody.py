@@ -95,9 +95,9 @@ class StrictRequest(Request):
     def linger(self) -> None:
         """Once the answer is out, read on until nginx has seen it, for a moment at most.
 
-        A recording comes here while its sender still sends it. If it is refused and the connection closed with
-        some of it unread, nginx fails to send the rest, and may tell its caller of that (502) and not of the
-        answer. When nginx reads the answer it closes, and there is nothing to read any more.
+        A recording comes here while its sender still sends it. If it is refused, and the connection closed
+        with some of it unread, nginx fails to send the rest, and may tell its caller of that (502) and not of
+        the answer. When nginx reads the answer it closes, and there is nothing to read any more.
         """
         connection = self.environ.get("gunicorn.socket")
         if connection is None or self.endpoint not in UPLOADS:

@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line(
         "markers",
-        "commands: starts commands for minutes under emulation; molecule's containers have the units too",
+        "commands: starts commands, which take long under emulation; left to containers",
     )
 
 
