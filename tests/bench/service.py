@@ -27,11 +27,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/api")]
 
 from api_server import BODY, ApiServer, speech_request  # noqa: E402
+from api_state import State  # noqa: E402
 from fake_engine import FakeEngine, chunk, finished, started, tone  # noqa: E402
 
 from appliance.engine.client import EngineClient  # noqa: E402
-from appliance.identity.credentials import Credentials  # noqa: E402
-from appliance.identity.principal import Scope  # noqa: E402
 from appliance.store.ids import new_id  # noqa: E402
 from appliance.vault.branch_keys import FolderBranchKeys  # noqa: E402
 from appliance.vault.local import LocalHierarchy  # noqa: E402
@@ -250,11 +249,11 @@ def main() -> None:
     load, now = os.getloadavg()[0], datetime.now(UTC)
     with tempfile.TemporaryDirectory(prefix="testudo-bench-") as name:
         folder = Path(name)
-        credentials = Credentials(folder / "credentials")
-        credentials.bootstrap()
-        key = credentials.create_key("acme", "bench", frozenset(Scope) - {Scope.ADMIN}, None)[0].reveal()
+        (folder / "state").mkdir()
+        state = State.make(folder / "state")
+        key = state.key()
         engine = FakeEngine(folder / "engine.sock")
-        server = ApiServer(folder, engine.socket, credentials.directory, MAX_STREAMS=STREAMS)
+        server = ApiServer(folder, engine.socket, state, MAX_STREAMS=STREAMS)
         try:
             server.wait_until_up()
             console.print("requests per second, in turns with bare Flask")
