@@ -4,7 +4,7 @@ A claimant that dies loses its lease in time and another takes over. A claimant 
 lease gone when it completes, and the database holds one result per job in any case. Clocks of machines may
 differ: a wrong one costs a second attempt, never a second result.
 
-Whatever ends a job does it here, and puts what the tenant's webhook is owed beside it in the same transaction.
+Whatever ends a job does it here, and in the same transaction notes what the tenant's webhook is owed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Leases(Generic[Row]):
 
     def __init__(self, store: Store, row: type[Row], *, lease: timedelta) -> None:
         self._store = store
-        self._row = row
+        self._row: type[Row] = row
         self._lease = lease
 
     def claim(self, now: datetime) -> Lease | None:

@@ -396,7 +396,7 @@ class Webhook(TenantOwned, Base):
 
 
 class Delivery(Queued, TenantOwned, Base):
-    """A message that a tenant's webhook is owed: of a job that has ended, or, without one, an operator's test.
+    """A message that a tenant's webhook is owed, of a job that has ended; without one, an operator's test.
 
     It goes with its job. What it says is read from the job's row, so that each attempt says the same.
     """
@@ -409,6 +409,7 @@ class Delivery(Queued, TenantOwned, Base):
         whole_lease(),
         UniqueConstraint("tenant_id", "job_id"),
         Index(None, "state", "available_at"),
+        Index(None, "tenant_id", "state", "finished_at"),
     )
 
     job_id: Mapped[str | None] = mapped_column(Id)

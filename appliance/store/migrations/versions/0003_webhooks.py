@@ -93,6 +93,11 @@ def upgrade() -> None:
     op.create_index(
         op.f("ix_webhook_delivery_state_available_at"), "webhook_delivery", ["state", "available_at"]
     )
+    op.create_index(
+        op.f("ix_webhook_delivery_tenant_id_state_finished_at"),
+        "webhook_delivery",
+        ["tenant_id", "state", "finished_at"],
+    )
     # No request can set where a tenant is told: not even SQL slipped into one.
     walls.wall("webhook", app="SELECT")
     walls.open_owners("webhook")
