@@ -7,6 +7,7 @@ what the name says a moment later has no part in it, and no second reading of th
 from __future__ import annotations
 
 import socket
+import ssl
 import time
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import httpcore2
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable, Iterable, Sequence
     from typing import TypeAlias
 
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 NEVER = tuple(map(ip_network, ("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32")))
 # IPv6 that stands for the IPv4 address in its last 32 bits: mapped (RFC 4291), and NAT64 (RFC 6052).
 EMBEDDING = tuple(map(ip_network, ("::ffff:0:0/96", "64:ff9b::/96")))
-# Others that carry one elsewhere, or lead to a gateway of somebody's: 6to4, Teredo, local NAT64, compatible.
-TUNNELS = tuple(map(ip_network, ("2002::/16", "2001::/32", "64:ff9b:1::/48", "::/96")))
+# Where public addresses are drawn from (RFC 4291), and what Python 3.11 takes for public and is not: protocol
+# assignments (RFC 6890), the 6to4 relay (RFC 7526), and what tunnels IPv4 to anywhere, 6to4 and Teredo.
+UNICAST = ip_network("2000::/3")
+SPECIAL = tuple(map(ip_network, ("192.0.0.0/24", "192.88.99.0/24", "2002::/16", "2001::/23")))
 
 
 class AddressRefusedError(Exception):
@@ -42,9 +44,13 @@ def permitted(address: Address, allowed: Sequence[Network]) -> bool:
         return False
     if any(address in network for network in allowed):
         return True
-    if address.is_multicast or address.is_reserved or any(address in network for network in TUNNELS):
+    if address.is_multicast or address.is_reserved or any(address in network for network in SPECIAL):
         return False
-    return address.is_global
+    return address.is_global and (address.version == 4 or address in UNICAST)
+
+
+class TlsRefusedError(Exception):
+    """The other side could not prove its name, or does not speak TLS as it is spoken today."""
 
 
 class GuardedNetwork(httpcore2.SyncBackend):
@@ -127,7 +133,13 @@ class _Timed(httpcore2.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ARG002
     ) -> httpcore2.NetworkStream:
-        return _Timed(self._stream.start_tls(ssl_context, server_hostname, left(self._end)), self._end)
+        try:
+            stream = self._stream.start_tls(ssl_context, server_hostname, left(self._end))
+        except httpcore2.ConnectError as error:
+            if isinstance(error.__cause__, ssl.SSLError):
+                raise TlsRefusedError from None
+            raise
+        return _Timed(stream, self._end)
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)

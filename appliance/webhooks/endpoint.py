@@ -6,6 +6,7 @@ No request can do so. On PostgreSQL the API's login cannot write the table, and 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 KIND = "webhook"
 LONGEST_URL = 2048
+HOST = re.compile(r"[a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\]")
 MAX_OVERLAP = timedelta(days=30)
 # Kept as the error of a delivery, and what a webhook is known by to want no more.
 ENDPOINT_GONE = f"http_{GONE}"
@@ -176,8 +178,8 @@ def show(tenancy: Tenancy, tenant: str) -> Shown:
     tenants.find(tenancy, tenant)
     with tenancy.store.session(tenant, read_only=True) as session:
         row = _require(session, tenant)
-        states = select(Delivery.state, func.count()).group_by(Delivery.state)
-        counts = dict(session.execute(states).tuples().all())
+        states = select(Delivery.state, func.count().label("number")).group_by(Delivery.state)
+        counts = {row.state: row.number for row in session.execute(states)}
         error = session.scalars(
             select(Delivery.error_code)
             .where(Delivery.error_code.is_not(None))
@@ -240,13 +242,18 @@ def origin_of(url: str) -> str:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL:
         parsed = httpx2.URL("")
-    if parsed.scheme != "https" or not parsed.host or len(url) > LONGEST_URL:
+    host = f"[{parsed.host}]" if ":" in parsed.host else parsed.raw_host.decode("ascii")
+    if (
+        parsed.scheme != "https"
+        or len(url) > LONGEST_URL
+        or not HOST.fullmatch(host)
+        or not 0 < (parsed.port or 443) < 65536
+    ):
         raise WebhookError(
             "bad_url", f"the URL must be https://host[:port]/… and at most {LONGEST_URL} characters"
         )
-    if parsed.userinfo or "@" in parsed.netloc.decode() or "#" in url:
+    if parsed.userinfo or "@" in url.split("/")[2] or "#" in url:
         raise WebhookError("bad_url", "the URL must have neither a user nor a fragment; messages are signed")
-    host = f"[{parsed.host}]" if ":" in parsed.host else parsed.raw_host.decode("ascii")
     return f"https://{host}:{parsed.port or 443}"
 
 

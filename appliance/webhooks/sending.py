@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import httpcore2
 import httpx2
 
-from appliance.webhooks.addresses import AddressRefusedError, GuardedNetwork
+from appliance.webhooks.addresses import AddressRefusedError, GuardedNetwork, TlsRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -81,15 +81,14 @@ class Sender:
                 _judge(answer)
         except AddressRefusedError:
             raise SendError("address_refused") from None
+        except TlsRefusedError:
+            raise SendError("certificate_refused") from None
         except socket.gaierror:
             raise SendError("name_unknown") from None
         except httpcore2.TimeoutException:
             raise SendError("timed_out") from None
         except httpcore2.ProtocolError:
             raise SendError("answer_invalid") from None
-        except httpcore2.ConnectError as error:
-            refused = isinstance(error.__cause__, ssl.SSLError)
-            raise SendError("certificate_refused" if refused else "connection_failed") from None
         except (httpcore2.NetworkError, OSError):
             raise SendError("connection_failed") from None
 
