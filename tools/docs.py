@@ -103,6 +103,12 @@ def _jobs_settings() -> str:
     return _settings(JobsSettings)
 
 
+def _webhooks_settings() -> str:
+    from appliance.webhooks.settings import WebhooksSettings  # noqa: PLC0415
+
+    return _settings(WebhooksSettings)
+
+
 def _state_settings() -> str:
     from appliance.tenancy.settings import TenancySettings  # noqa: PLC0415
 
@@ -124,6 +130,7 @@ def _sources() -> dict[Path, dict[str, Callable[[], str]]]:
             "engine": _engine_settings,
             "api": _api_settings,
             "jobs": _jobs_settings,
+            "webhooks": _webhooks_settings,
             "state": _state_settings,
         },
     }

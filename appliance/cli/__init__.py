@@ -22,6 +22,7 @@ from appliance.cli import (
     usage,
     verify,
     voice,
+    webhook,
     weights,
 )
 
@@ -32,6 +33,7 @@ app.add_typer(key.app, name="key")
 app.add_typer(consent.app, name="consent")
 app.add_typer(voice.app, name="voice")
 app.add_typer(job.app, name="job")
+app.add_typer(webhook.app, name="webhook")
 app.add_typer(erase.app, name="erase")
 app.add_typer(hold.app, name="hold")
 app.add_typer(retention.app, name="retention")

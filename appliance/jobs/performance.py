@@ -102,7 +102,7 @@ def perform(workshop: Workshop, lease: Lease, stop: threading.Event) -> str:
     Where `stop` is set, the job is given back. Never raises but for faults of the database, in which case the
     lease runs out and another takes over.
     """
-    note = log.bind(tenant=lease.tenant, job=lease.job, attempt=lease.attempt)
+    note = log.bind(tenant=lease.tenant, job=lease.id, attempt=lease.attempt)
     try:
         with Watch(workshop, lease, stop) as watch:
             _carry_out(workshop, lease, watch)
@@ -123,7 +123,7 @@ def perform(workshop: Workshop, lease: Lease, stop: threading.Event) -> str:
 def _carry_out(workshop: Workshop, lease: Lease, watch: Watch) -> None:
     tenancy = workshop.tenancy
     with tenancy.store.session(lease.tenant, read_only=True) as session:
-        job = session.get(Job, (lease.tenant, lease.job))
+        job = session.get(Job, (lease.tenant, lease.id))
         tenant = session.get(Tenant, lease.tenant)
     if job is None:
         raise LeaseLostError
@@ -136,7 +136,7 @@ def _carry_out(workshop: Workshop, lease: Lease, watch: Watch) -> None:
     permit = workshop.gate.admit(tenancy, principal, order.voice)
     watch.ask(lambda: workshop.gate.admit(tenancy, principal, order.voice))
 
-    speech = output_id(lease.job, lease.token)
+    speech = output_id(lease.id, lease.token)
     sound = _speak(workshop, payload, permit, tenant=lease.tenant, speech=speech, watch=watch)
     key = tenancy.put_object(sound.file, tenant=lease.tenant, kind=OUTPUT, id=speech)
     now = tenancy.now()
@@ -163,7 +163,7 @@ def _carry_out(workshop: Workshop, lease: Lease, watch: Watch) -> None:
         speech=speech,
         voice=job.voice_id,
         consent=permit.consent_id,
-        job=lease.job,
+        job=lease.id,
         characters=len(order.text),
         milliseconds=sound.milliseconds,
         watermarked=sound.watermarked,
@@ -271,7 +271,7 @@ def _settle(workshop: Workshop, lease: Lease, error: Exception, *, stopping: boo
         return "put_off"
     known = isinstance(error, EngineError | StoreError)
     code = str(getattr(error, "code", "")) if known else "internal_error"
-    queue.retry(lease, _later(workshop, lease, now), code)
+    queue.retry(lease, _later(workshop, lease, now), code, now=now)
     return code
 
 

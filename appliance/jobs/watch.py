@@ -44,7 +44,7 @@ class Watch:
         self._lock = threading.Lock()
         self._stream: SpeechStream | None = None
         self._reason: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name=f"watch-{lease.job}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"watch-{lease.id}", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -95,7 +95,7 @@ class Watch:
                 self._look()
             except Exception:
                 # The next look may do better, until the lease ends.
-                log.exception("job_not_checked", job=self._lease.job)
+                log.exception("job_not_checked", job=self._lease.id)
                 if self._remaining() <= 1 / 3:
                     self._end(LeaseLostError())
 

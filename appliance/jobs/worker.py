@@ -83,7 +83,7 @@ class Worker:
 
     def _start(self, lease: Lease) -> None:
         # A daemon: what hangs in spite of all must not keep the process, and its lease runs out.
-        thread = threading.Thread(target=self._perform, args=(lease,), name=lease.job, daemon=True)
+        thread = threading.Thread(target=self._perform, args=(lease,), name=lease.id, daemon=True)
         self._jobs.add(thread)
         thread.start()
 
@@ -92,7 +92,7 @@ class Worker:
             perform(self._workshop, lease, self._abandon)
         except Exception:
             # The lease runs out, and the job is claimed again.
-            log.exception("job_left", tenant=lease.tenant, job=lease.job)
+            log.exception("job_left", tenant=lease.tenant, job=lease.id)
         finally:
             self.bell.set()
 

@@ -17,6 +17,7 @@ from appliance.ledger.fields import (
     Code,
     ConsentId,
     Count,
+    DeliveryId,
     Digest,
     ErasureId,
     HoldId,
@@ -221,6 +222,43 @@ class HoldLifted(Event):
     hold: HoldId
 
 
+class WebhookSet(Event):
+    """A tenant is told of its jobs at an address. `origin` is the SHA-256 of `https://host:port`."""
+
+    kind = "webhook.set"
+    origin: Digest
+
+
+class WebhookRotated(Event):
+    """Messages are signed with a new secret, and until `overlap_until` with the one before as well."""
+
+    kind = "webhook.rotated"
+    overlap_until: Timestamp
+
+
+class WebhookRemoved(Event):
+    """A tenant is not told of its jobs any more."""
+
+    kind = "webhook.removed"
+
+
+class WebhookDisabled(Event):
+    """The address has answered that it is gone (HTTP 410): nothing is sent there any more."""
+
+    kind = "webhook.disabled"
+
+
+class DeliveryFailed(Event):
+    """A message was given up. `error` is what became of the last attempt, `status` its HTTP status."""
+
+    kind = "delivery.failed"
+    delivery: DeliveryId
+    job: JobId | None = None
+    attempts: Count
+    error: Code
+    status: Count | None = None
+
+
 class AccessDenied(Event):
     """Calls were refused: `count` of the same kind since the last such entry, so that a flood stays small."""
 
@@ -259,6 +297,11 @@ KINDS: Final[Mapping[str, type[Event]]] = {
         ErasureCompleted,
         HoldPlaced,
         HoldLifted,
+        WebhookSet,
+        WebhookRotated,
+        WebhookRemoved,
+        WebhookDisabled,
+        DeliveryFailed,
         AccessDenied,
         LedgerRecovered,
     )

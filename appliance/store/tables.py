@@ -318,34 +318,43 @@ class Sample(TenantOwned, Base):
     created_on: Mapped[date]
 
 
-class Job(TenantOwned, Base):
-    """An asynchronous speech, and its place in the queue (`appliance.store.queue`)."""
-
-    __tablename__ = "job"
-    __table_args__ = (
-        ForeignKeyConstraint(["tenant_id", "voice_id"], ["voice.tenant_id", "voice.id"], **DEFERRED),
-        # A lease is whole or absent, so that no half-written one can be completed or wait for ever.
-        CheckConstraint(
-            "(state = 'running') = (lease_token IS NOT NULL)"
-            " AND (lease_token IS NULL) = (lease_expires_at IS NULL)",
-            name="lease",
-        ),
-        Index(None, "state", "available_at"),
-        Index(None, "tenant_id", "voice_id"),
-    )
+class Queued:
+    """Work that waits for a process, and its place in the queue (`appliance.store.queue`)."""
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)
-    principal_id: Mapped[str] = mapped_column(Id)
-    voice_id: Mapped[str | None] = mapped_column(Id)
-    payload_sealed: Mapped[bytes]
     state: Mapped[JobState] = mapped_column(one_of(JobState, "job_state"), default=JobState.QUEUED)
     available_at: Mapped[datetime]
     attempts: Mapped[int] = mapped_column(default=0)
-    max_attempts: Mapped[int] = mapped_column(default=3)
     lease_token: Mapped[str | None] = mapped_column(String(32))
     lease_expires_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     error_code: Mapped[str | None] = mapped_column(String(64))
+
+
+def whole_lease() -> CheckConstraint:
+    """A lease is whole or absent, so that no half-written one can be completed or wait for ever."""
+    return CheckConstraint(
+        "(state = 'running') = (lease_token IS NOT NULL)"
+        " AND (lease_token IS NULL) = (lease_expires_at IS NULL)",
+        name="lease",
+    )
+
+
+class Job(Queued, TenantOwned, Base):
+    """An asynchronous speech."""
+
+    __tablename__ = "job"
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant_id", "voice_id"], ["voice.tenant_id", "voice.id"], **DEFERRED),
+        whole_lease(),
+        Index(None, "state", "available_at"),
+        Index(None, "tenant_id", "voice_id"),
+    )
+
+    principal_id: Mapped[str] = mapped_column(Id)
+    voice_id: Mapped[str | None] = mapped_column(Id)
+    payload_sealed: Mapped[bytes]
+    max_attempts: Mapped[int] = mapped_column(default=3)
 
 
 class Speech(TenantOwned, Base):
@@ -371,6 +380,40 @@ class Speech(TenantOwned, Base):
     characters: Mapped[int]
     accelerator_ms: Mapped[int]
     created_on: Mapped[date]
+
+
+class Webhook(TenantOwned, Base):
+    """Where a tenant is told that its jobs have ended. Written by an operator only.
+
+    `endpoint_sealed`: the URL and the signing secrets. The one before the last signs until `overlap_until`.
+    """
+
+    __tablename__ = "webhook"
+
+    endpoint_sealed: Mapped[bytes]
+    set_at: Mapped[datetime]
+    overlap_until: Mapped[datetime | None]
+
+
+class Delivery(Queued, TenantOwned, Base):
+    """A message that a tenant's webhook is owed, of a job that has ended; without one, an operator's test.
+
+    It goes with its job. What it says is read from the job's row, so that each attempt says the same.
+    """
+
+    __tablename__ = "webhook_delivery"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["tenant_id", "job_id"], ["job.tenant_id", "job.id"], ondelete="CASCADE", **DEFERRED
+        ),
+        whole_lease(),
+        UniqueConstraint("tenant_id", "job_id"),
+        Index(None, "state", "available_at"),
+        Index(None, "tenant_id", "state", "finished_at"),
+    )
+
+    job_id: Mapped[str | None] = mapped_column(Id)
+    created_at: Mapped[datetime]
 
 
 class Idempotency(TenantOwned, Base):

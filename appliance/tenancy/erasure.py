@@ -31,6 +31,7 @@ from appliance.store.tables import (
     ApiKey,
     Consent,
     ConsentState,
+    Delivery,
     Erasure,
     ErasureState,
     Idempotency,
@@ -44,6 +45,7 @@ from appliance.store.tables import (
     Usage,
     Voice,
     VoiceState,
+    Webhook,
 )
 from appliance.tenancy import coverage, holds
 from appliance.tenancy.administration import AdministrationError
@@ -305,6 +307,8 @@ def _close(tenancy: Tenancy, tenant: str, identifier: str) -> bool:
             delete(Usage).where(Usage.tenant_id == tenant),
             delete(LegalHold).where(LegalHold.tenant_id == tenant),
             delete(StreamLease).where(StreamLease.tenant_id == tenant),
+            delete(Webhook).where(Webhook.tenant_id == tenant),
+            delete(Delivery).where(Delivery.tenant_id == tenant),
             delete(Idempotency).where(Idempotency.tenant_id == tenant),
         ):
             operator.execute(statement.execution_options(synchronize_session=False))

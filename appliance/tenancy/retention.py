@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 
 from appliance.store.idempotency import forget_expired
 from appliance.store.objects import ObjectKey
-from appliance.store.tables import Consent, Idempotency, Plan, Sample, Speech, Tenant, Voice
+from appliance.store.tables import Consent, Delivery, Idempotency, Plan, Sample, Speech, Tenant, Voice
 from appliance.tenancy import coverage, erasure, holds
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # An object is written before its row. What has none after this time was left by a crash.
 ORPHAN_GRACE = timedelta(days=1)
+# What became of a message to a webhook is of use to an operator for so long.
+DELIVERIES_KEPT = timedelta(days=7)
 _PAGE = 500
 
 
@@ -83,6 +85,11 @@ def run(tenancy: Tenancy, found: Due) -> Status | None:
     """
     with tenancy.store.session(found.tenant) as session:
         forget_expired(session, tenancy.now())
+        session.execute(
+            delete(Delivery)
+            .where(Delivery.finished_at < tenancy.now() - DELIVERIES_KEPT)
+            .execution_options(synchronize_session=False)
+        )
     tenancy.objects.clear_unfinished(found.tenant, tenancy.now() - ORPHAN_GRACE)
     if not found.anything:
         return None

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 UNITS = ("testudo-credentials", "testudo-setup", "testudo-engine", "testudo-api", "testudo-jobs")
 USERS = ("testudo-engine", "testudo-api")
 SERVICES = ("testudo-engine", "testudo-api", "testudo-jobs")
+# The one with a network: defined always, started only where a machine's variables say so.
+WEBHOOKS = "testudo-webhooks"
 TRIGGERS = ("testudo-decoder.socket", "testudo-retention.timer")
 PYTHON = "/opt/testudo/venv/bin/python"
 DATA = "/var/lib/testudo/data"
@@ -129,7 +131,7 @@ def test_users_cannot_log_in(host: Host, user: str) -> None:
 
 
 def test_units_are_well_formed_and_start_at_boot(host: Host) -> None:
-    names = [f"{unit}.service" for unit in (*UNITS, "testudo-retention", "testudo-decoder@")]
+    names = [f"{unit}.service" for unit in (*UNITS, "testudo-retention", "testudo-decoder@", WEBHOOKS)]
     names += TRIGGERS
     paths = " ".join(f"/etc/systemd/system/{name}" for name in names)
     verdict = host.run(f"systemd-analyze verify {paths}")
@@ -137,7 +139,14 @@ def test_units_are_well_formed_and_start_at_boot(host: Host) -> None:
     assert all(host.service(unit).is_enabled for unit in (*UNITS, *TRIGGERS))
 
 
-@pytest.mark.parametrize("unit", [*UNITS, "testudo-retention", "testudo-decoder@"])
+def test_what_needs_the_network_is_off(host: Host) -> None:
+    assert not host.service(WEBHOOKS).is_enabled
+    text = host.file(f"/etc/systemd/system/{WEBHOOKS}.service").content_string
+    assert "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6\nIPAddressDeny=link-local" in text
+    assert "testudo-engine\n" not in text
+
+
+@pytest.mark.parametrize("unit", [*UNITS, "testudo-retention", "testudo-decoder@", WEBHOOKS])
 def test_exposure_is_low(host: Host, unit: str) -> None:
     """The promise is 2.0; the scale of --threshold is tenths."""
     verdict = host.run(
@@ -158,6 +167,12 @@ def test_exposure_is_measured(host: Host) -> None:
 @pytest.mark.parametrize("unit", [*UNITS, *TRIGGERS])
 def test_units_are_active(host: Host, unit: str) -> None:
     assert host.service(unit).is_running
+
+
+@pytest.mark.running
+@pytest.mark.services
+def test_what_needs_the_network_does_not_run(host: Host) -> None:
+    assert not host.service(WEBHOOKS).is_running
 
 
 @pytest.mark.running

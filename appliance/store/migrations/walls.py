@@ -106,6 +106,20 @@ def open_queue(table: str, *, reads: Sequence[str], writes: Sequence[str]) -> No
         )
 
 
+def open_inserts(table: str) -> None:
+    """Let the worker add rows to `table` for any tenant."""
+    if postgresql():
+        op.execute(f'CREATE POLICY worker_adds ON "{table}" FOR INSERT TO {WORKER} WITH CHECK (true)')
+        op.execute(f'GRANT INSERT ON "{table}" TO {WORKER}')
+
+
+def open_owners(table: str) -> None:
+    """Show the worker which tenants have rows in `table`, and nothing of what they hold."""
+    if postgresql():
+        op.execute(f'CREATE POLICY worker_reads ON "{table}" FOR SELECT TO {WORKER} USING (true)')
+        op.execute(f'GRANT SELECT (tenant_id) ON "{table}" TO {WORKER}')
+
+
 def append_only(table: str) -> None:
     """Refuse every change and removal in `table` on SQLite, the operator's too; PostgreSQL grants neither."""
     if not postgresql():

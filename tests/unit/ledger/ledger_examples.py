@@ -93,6 +93,18 @@ EVENTS: tuple[events.Event, ...] = (
     events.VoiceDeleted(actor=ACTOR, voice=token("voice"), because="consent_ended"),
     events.HoldPlaced(actor=ACTOR, hold=token("hold")),
     events.HoldLifted(actor=ACTOR, hold=token("hold")),
+    events.WebhookSet(actor="system:cli", origin=DIGEST),
+    events.WebhookRotated(actor="system:cli", overlap_until="2026-11-24T12:00:00.000Z"),
+    events.WebhookRemoved(actor="system:cli"),
+    events.WebhookDisabled(actor="system:webhooks"),
+    events.DeliveryFailed(
+        actor="system:webhooks",
+        delivery=token("msg"),
+        job=token("job"),
+        attempts=80,
+        error="http_error",
+        status=503,
+    ),
     events.ErasureRequested(actor=ACTOR, erasure=token("era"), scope="voice"),
     events.ErasureCompleted(
         actor="system:erasure", erasure=token("era"), scope="voice", things=4, receipt=DIGEST

@@ -12,6 +12,7 @@ from appliance.store.tables import (
     BranchKey,
     Consent,
     ConsentState,
+    Delivery,
     Erasure,
     Idempotency,
     Job,
@@ -29,6 +30,7 @@ from appliance.store.tables import (
     Tenant,
     Usage,
     Voice,
+    Webhook,
 )
 
 NOW = datetime(2026, 11, 24, 12, 0, 30, tzinfo=UTC)
@@ -87,6 +89,8 @@ def make_rows(tenant: str) -> list[Any]:
         ),
         make_job(tenant, principal_id=who, voice_id=voice),
         make_speech(tenant, principal_id=who, voice_id=voice, consent_id=consent),
+        Webhook(**own, endpoint_sealed=b"e", set_at=NOW),
+        Delivery(**own, id=new_id("msg"), created_at=NOW, available_at=NOW),
         Idempotency(**own, key_hash=b"k", request_hash=b"r", resource_id=new_id("job"), expires_at=NOW),
         Usage(**own, metric=Metric.CHARACTERS, starts_at=NOW, amount=1),
         StreamLease(**own, id=new_id("str"), expires_at=NOW),

@@ -64,7 +64,7 @@ def claim(queue: Queue, now: datetime = NOW) -> Lease:
 def test_a_job_is_claimed_once_and_completed(store: Store, queue: Queue) -> None:
     job = put(store)
     lease = claim(queue)
-    assert (lease.tenant, lease.job, lease.attempt, lease.expires_at) == ("alder", job, 1, NOW + MINUTE)
+    assert (lease.tenant, lease.id, lease.attempt, lease.expires_at) == ("alder", job, 1, NOW + MINUTE)
     assert queue.claim(NOW) is None
     finish(store, lease)
     done = look(store, job)
@@ -78,7 +78,7 @@ def test_a_lease_that_ran_out_is_given_to_another(store: Store, queue: Queue) ->
     slow = claim(queue)
     assert queue.claim(NOW + MINUTE - timedelta(microseconds=1)) is None
     second = claim(queue, NOW + MINUTE)
-    assert (second.job, second.attempt) == (job, 2)
+    assert (second.id, second.attempt) == (job, 2)
     with pytest.raises(LeaseLostError):
         finish(store, slow)
     with pytest.raises(LeaseLostError):
@@ -139,13 +139,13 @@ def test_a_result_is_not_written_without_its_lease(store: Store, queue: Queue) -
 def test_a_job_waits_until_it_is_available(store: Store, queue: Queue) -> None:
     job = put(store, available_at=LATER)
     assert queue.claim(LATER - timedelta(microseconds=1)) is None
-    assert claim(queue, LATER).job == job
+    assert claim(queue, LATER).id == job
 
 
 def test_the_oldest_comes_first_and_tenants_take_turns(store: Store, queue: Queue) -> None:
     first, second, third = (put(store, available_at=NOW - n * MINUTE) for n in (3, 2, 1))
     other = put(store, "birch")
-    assert [claim(queue).job for _ in range(4)] == [first, other, second, third]
+    assert [claim(queue).id for _ in range(4)] == [first, other, second, third]
 
 
 def test_a_job_given_back_is_tried_again_until_its_last_attempt(store: Store, queue: Queue) -> None:
@@ -195,7 +195,7 @@ def test_cancelling_stops_queued_and_running_jobs(store: Store, queue: Queue, ro
     with pytest.raises(LeaseLostError):
         finish(store, lease)
     assert look(store, running).state == look(store, queued).state == "cancelled"
-    assert claim(queue).job == other
+    assert claim(queue).id == other
     with store.session("alder") as session:
         assert cancel(session, NOW, job=other) == 1
 
@@ -216,7 +216,7 @@ def test_racing_claimants_never_share_a_job(database: Any, store: Store, queue: 
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(lease.job for lease in leases) == sorted(jobs)
+    assert sorted(lease.id for lease in leases) == sorted(jobs)
     assert {lease.attempt for lease in leases} == {1}
 
 

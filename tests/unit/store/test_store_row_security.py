@@ -56,6 +56,7 @@ def refused(connection: Connection, statement: str, **values: object) -> str:
 
 
 DENIED = "42501"
+QUEUES = {"job", "webhook", "webhook_delivery"}  # of which the worker sees columns
 
 
 def test_without_a_tenant_nothing_is_seen(app: Connection) -> None:
@@ -232,6 +233,9 @@ def test_what_only_an_operator_changes_the_app_reads(app: Connection) -> None:
         "DELETE FROM usage",
         "DELETE FROM erasure",
         "DELETE FROM legal_hold",
+        "UPDATE webhook SET endpoint_sealed = ''",
+        "DELETE FROM webhook",
+        "INSERT INTO webhook (tenant_id, endpoint_sealed, set_at) VALUES ('alder', '', now())",
     ):
         assert refused(app, statement) == DENIED, statement
 
@@ -252,6 +256,12 @@ def test_the_worker_sees_the_queue_and_nothing_else(connect: Callable[[str], Eng
     with connect("worker").connect() as worker:
         seen = worker.execute(text("SELECT tenant_id, id, state, attempts FROM job ORDER BY 1")).all()
         assert [row.tenant_id for row in seen] == ["alder", "birch"]
+        owed = worker.execute(text("SELECT tenant_id, state FROM webhook_delivery ORDER BY 1")).all()
+        assert [row.tenant_id for row in owed] == ["alder", "birch"]
+        assert worker.execute(text("SELECT tenant_id FROM webhook ORDER BY 1")).scalars().all() == [
+            "alder",
+            "birch",
+        ]
         for statement in (
             "SELECT * FROM job",
             "SELECT payload_sealed FROM job",
@@ -261,7 +271,14 @@ def test_the_worker_sees_the_queue_and_nothing_else(connect: Callable[[str], Eng
             "UPDATE job SET max_attempts = 99",
             "DELETE FROM job",
             "INSERT INTO job (id) VALUES ('x')",
-            *(f'SELECT count(*) FROM "{table}"' for table in {*TENANT_TABLES, "tenant", "plan"} - {"job"}),
+            "SELECT endpoint_sealed FROM webhook",
+            "SELECT count(set_at) FROM webhook",
+            "UPDATE webhook SET endpoint_sealed = ''",
+            "DELETE FROM webhook",
+            "SELECT job_id FROM webhook_delivery",
+            "UPDATE webhook_delivery SET job_id = NULL",
+            "DELETE FROM webhook_delivery",
+            *(f'SELECT count(*) FROM "{table}"' for table in {*TENANT_TABLES, "tenant", "plan"} - QUEUES),
             f"SET ROLE {logins.APP}",
             "SELECT testudo_wall.proven('testudo.tenant')",
         ):

@@ -474,8 +474,8 @@ def test_strays_are_removed_and_nothing_else(tenancy: Tenancy, workshop: Worksho
     work(workshop)
     under_way = put(tenancy)
     lease = claim(workshop)
-    theirs = output_id(lease.job, lease.token)
-    stray = output_id(lease.job, "of a dead claimant")
+    theirs = output_id(lease.id, lease.token)
+    stray = output_id(lease.id, "of a dead claimant")
     for name in (theirs, stray):
         tenancy.put_object(b"sound", tenant="acme", kind="output", id=name)
     tenancy.put_object(b"sound", tenant="globex", kind="output", id=stray)
