@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import and_, func, or_, select, update
 
 from appliance.store.errors import LeaseLostError
-from appliance.store.tables import Job, JobState, Speech
+from appliance.store.tables import Job, JobState, Speech, Voice
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -130,6 +130,11 @@ class Queue:
         with self._store.worker_session() as session:
             _change(session, _held(lease), **_finished(state, now), error_code=error_code)
 
+    def waiting(self) -> list[str]:
+        """Who has jobs that wait for their turn."""
+        with self._store.worker_session() as session:
+            return list(session.scalars(select(Job.tenant_id).distinct().where(Job.state == JobState.QUEUED)))
+
     def tenants(self) -> list[str]:
         """Who has jobs, finished ones included."""
         with self._store.worker_session() as session:
@@ -158,13 +163,16 @@ def cancel(
     *,
     job: str | None = None,
     voice: str | None = None,
+    consent: str | None = None,
     error_code: str | None = None,
 ) -> int:
-    """Cancel one job, or all jobs of a voice, that are not finished; return how many there were.
+    """Cancel one job, or all of a voice or of a consent's voices, that are not finished; return how many.
 
     A claimant learns of it by LeaseLostError. `error_code` says why where it was not the caller's wish.
     """
-    chosen = (Job.id == job) if voice is None else (Job.voice_id == voice)
+    chosen: ColumnElement[bool] = (Job.id == job) if voice is None else (Job.voice_id == voice)
+    if consent is not None:
+        chosen = Job.voice_id.in_(select(Voice.id).where(Voice.consent_id == consent))
     cancelled = session.execute(
         update(Job)
         .where(chosen, Job.state.in_((JobState.QUEUED, JobState.RUNNING)))

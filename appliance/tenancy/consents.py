@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from sqlalchemy import update
+from sqlalchemy import or_, select, update
 
 from appliance.ledger.events import ConsentEnded, ConsentGiven
 from appliance.ledger.fields import instant
 from appliance.store.ids import ID_PATTERN, new_id
-from appliance.store.tables import Consent, ConsentState, Voice, VoiceState
+from appliance.store.queue import cancel
+from appliance.store.tables import Consent, ConsentState, Job, JobState, Voice, VoiceState
 from appliance.tenancy.labels import label
 from appliance.tenancy.pages import DEFAULT_PAGE, Page, page
 from appliance.tenancy.refusals import Refusal, unknown_consent
@@ -28,6 +29,7 @@ CONSENT = re.compile(rf"(?=cons_){ID_PATTERN}")
 PURPOSE, SPEAKER, DETAILS = "consent.purpose", "consent.speaker", "consent.details"
 STATEMENT = "statement"  # of the object
 MAX_NAME, MAX_PURPOSE = 100, 500
+ENDED = "consent_ended"  # why a job was cancelled, and what the gate says
 DEFAULT_TERM, MAX_TERM = 365, 1095  # days
 Because = Literal["revoked_by_speaker", "revoked_by_tenant", "revoked_by_operator"]
 
@@ -128,9 +130,10 @@ def listing(
 def revoke(
     tenancy: Tenancy, tenant: str, identifier: str, *, actor: str, because: Because = "revoked_by_tenant"
 ) -> bool:
-    """End a consent and withdraw its voices; False where it was revoked before, which changes nothing.
+    """End a consent, withdraw its voices and cancel their jobs; False where it was revoked before.
 
-    Streams and jobs stop by the gate. Raises Refusal (`unknown_consent`).
+    Streams stop by the gate. No legal hold stands against this: nothing is removed, and a hold keeps evidence
+    and permits no use. Raises Refusal (`unknown_consent`).
     """
     if not CONSENT.fullmatch(identifier):
         raise unknown_consent()
@@ -146,8 +149,35 @@ def revoke(
             .values(state=VoiceState.WITHDRAWN)
             .execution_options(synchronize_session=False)
         )
+        cancel(session, tenancy.now(), consent=identifier, error_code=ENDED)
         tenancy.record(session, ConsentEnded(actor=actor, consent=identifier, because=because))
     return True
+
+
+def expire(tenancy: Tenancy, tenant: str) -> int:
+    """Cancel the jobs of voices whose consent has ended by its term; return how many there were.
+
+    The gate would refuse them in their turn. Those that were taken in while their consent was being revoked
+    are found here too.
+    """
+    now = tenancy.now()
+    over = (
+        select(Consent.id)
+        .select_from(Job)
+        .join(Voice, Voice.id == Job.voice_id)
+        .join(Consent, Consent.id == Voice.consent_id)
+        .where(
+            Job.state == JobState.QUEUED,
+            or_(Consent.state != ConsentState.ACTIVE, Consent.expires_at <= now),
+        )
+        .distinct()
+    )
+    with tenancy.store.session(tenant, read_only=True) as session:
+        ended = set(session.scalars(over))
+    if not ended:
+        return 0
+    with tenancy.store.session(tenant) as session:
+        return sum(cancel(session, now, consent=consent, error_code=ENDED) for consent in sorted(ended))
 
 
 def find(session: TenantSession, identifier: str) -> Consent:
