@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
+import structlog
 from sqlalchemy import or_, select, update
 
 from appliance.ledger.events import ConsentEnded, ConsentGiven
@@ -18,11 +19,14 @@ from appliance.tenancy.labels import label
 from appliance.tenancy.pages import DEFAULT_PAGE, Page, page
 from appliance.tenancy.refusals import Refusal, unknown_consent
 from appliance.tenancy.statements import statement
+from appliance.vault.errors import VaultError
 
 if TYPE_CHECKING:
     from appliance.store.wall import TenantSession
     from appliance.tenancy.house import Tenancy
     from appliance.tenancy.recordings import Studio
+
+log = structlog.get_logger()
 
 CONSENT = re.compile(rf"(?=cons_){ID_PATTERN}")
 # Kinds of what is sealed.
@@ -47,19 +51,22 @@ class Draft:
 
 @dataclass(frozen=True)
 class ConsentInfo:
-    """A consent, opened. `statement` is the text that the speaker had to read."""
+    """A consent, opened. `statement` is the text that the speaker had to read.
+
+    In a list, one that does not open is `unreadable`, and what is sealed of it is None.
+    """
 
     id: str
-    name: str
-    speaker: str
-    purpose: str
+    name: str | None
+    speaker: str | None
+    purpose: str | None
     language: str
-    statement: str
-    state: Literal["active", "expired", "revoked", "pending", "refused"]
-    created_at: datetime
+    statement: str | None
+    state: Literal["active", "expired", "revoked", "pending", "refused", "unreadable"]
+    created_at: datetime | None
     expires_at: datetime
     revoked_at: datetime | None
-    seconds: float
+    seconds: float | None
 
 
 def create(
@@ -121,10 +128,13 @@ def get(tenancy: Tenancy, tenant: str, identifier: str) -> ConsentInfo:
 def listing(
     tenancy: Tenancy, tenant: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
 ) -> Page[ConsentInfo]:
-    """A page of consents, ended ones too. Raises Refusal (`invalid_field`), VaultError."""
+    """A page of consents, ended ones too.
+
+    Raises Refusal (`invalid_field`), and VaultError where no key can be had.
+    """
     with tenancy.store.session(tenant, read_only=True) as session:
         rows = page(session, Consent, after, limit)
-    return Page([opened(tenancy, row) for row in rows.items], rows.has_more)
+    return Page([_listed(tenancy, row) for row in rows.items], rows.has_more)
 
 
 def revoke(
@@ -204,6 +214,28 @@ def details(tenancy: Tenancy, row: Consent) -> dict[str, Any]:
         row.details_sealed, tenant=row.tenant_id, kind=DETAILS, id=row.id
     )
     return found
+
+
+def _listed(tenancy: Tenancy, row: Consent) -> ConsentInfo:
+    try:
+        return opened(tenancy, row)
+    except VaultError as error:
+        if not error.unreadable:
+            raise
+        log.warning("consent_unreadable", tenant=row.tenant_id, consent=row.id, code=error.code)
+        return ConsentInfo(
+            id=row.id,
+            name=None,
+            speaker=None,
+            purpose=None,
+            language=row.language,
+            statement=None,
+            state="unreadable",
+            created_at=None,
+            expires_at=row.expires_at,
+            revoked_at=row.revoked_at,
+            seconds=None,
+        )
 
 
 def opened(tenancy: Tenancy, row: Consent) -> ConsentInfo:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import structlog
 from sqlalchemy import delete, select, update
 
 from appliance.ledger.events import SampleAdded, VoiceCreated, VoiceDeleted
@@ -28,6 +29,7 @@ from appliance.tenancy.labels import label
 from appliance.tenancy.pages import DEFAULT_PAGE, Page, page
 from appliance.tenancy.recordings import clip_of
 from appliance.tenancy.refusals import Refusal, consent_ended, denied, unknown_voice
+from appliance.vault.errors import VaultError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from appliance.tenancy.house import Tenancy
     from appliance.tenancy.intake import Clip, Verdict
     from appliance.tenancy.recordings import Recording, Studio
+
+log = structlog.get_logger()
 
 VOICE = re.compile(rf"(?=voice_){ID_PATTERN}")
 # Kinds of what is sealed: columns, then objects.
@@ -55,13 +59,16 @@ class Conditioner(Protocol):
 
 @dataclass(frozen=True)
 class VoiceInfo:
-    """A voice, opened. It speaks while it is `ready`: once withdrawn it never does again."""
+    """A voice, opened. It speaks while it is `ready`: once withdrawn it never does again.
+
+    In a list, one that does not open is `unreadable`, and what is sealed of it is None.
+    """
 
     id: str
-    name: str
+    name: str | None
     consent_id: str
-    state: Literal["ready", "withdrawn", "expired"]
-    created_at: datetime
+    state: Literal["ready", "withdrawn", "expired", "unreadable"]
+    created_at: datetime | None
     samples: int
     seconds: float
 
@@ -210,11 +217,11 @@ def get(tenancy: Tenancy, tenant: str, identifier: str) -> VoiceInfo:
 def listing(
     tenancy: Tenancy, tenant: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
 ) -> Page[VoiceInfo]:
-    """A page of voices. Raises Refusal (`invalid_field`), VaultError."""
+    """A page of voices. Raises Refusal (`invalid_field`), and VaultError where no key can be had."""
     with tenancy.store.session(tenant, read_only=True) as session:
         rows = page(session, Voice, after, limit)
         found = [_load(session, row.id) for row in rows.items]
-    return Page([_info(tenancy, *parts) for parts in found], rows.has_more)
+    return Page([_listed(tenancy, *parts) for parts in found], rows.has_more)
 
 
 def remove(tenancy: Tenancy, tenant: str, identifier: str, *, actor: str) -> None:
@@ -362,6 +369,20 @@ def _details(tenancy: Tenancy, row: Voice) -> dict[str, Any]:
     return found
 
 
+def _listed(tenancy: Tenancy, row: Voice, consent: Consent, there: Sequence[_Kept]) -> VoiceInfo:
+    try:
+        return _info(tenancy, row, consent, there)
+    except VaultError as error:
+        if not error.unreadable:
+            raise
+        log.warning("voice_unreadable", tenant=row.tenant_id, voice=row.id, code=error.code)
+        return VoiceInfo(row.id, None, row.consent_id, "unreadable", None, len(there), _seconds(there))
+
+
+def _seconds(there: Sequence[_Kept]) -> float:
+    return round(sum(kept.seconds for kept in there), 3)
+
+
 def _info(tenancy: Tenancy, row: Voice, consent: Consent, there: Sequence[_Kept]) -> VoiceInfo:
     withdrawn = row.state is not VoiceState.READY or consent.state is not ConsentState.ACTIVE
     return VoiceInfo(
@@ -371,5 +392,5 @@ def _info(tenancy: Tenancy, row: Voice, consent: Consent, there: Sequence[_Kept]
         state="withdrawn" if withdrawn else "ready" if _speaks(tenancy, row, consent) else "expired",
         created_at=datetime.fromisoformat(_details(tenancy, row)["created_at"]),
         samples=len(there),
-        seconds=round(sum(kept.seconds for kept in there), 3),
+        seconds=_seconds(there),
     )
