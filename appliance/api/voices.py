@@ -30,7 +30,7 @@ def problem_of_decoder(_: DecoderError) -> Problem:
 
 
 def conditioner(account: Speaking) -> Conditioner:
-    """What has the engine hear a voice, for the current request and the model that is loaded, on `account`."""
+    """What has the engine hear a voice, by the model that is loaded, and charges `account` for it."""
     at, request_id = services(), record().id
     model = at.status.get().model.id
 

@@ -31,8 +31,8 @@ UNFINISHED = (JobState.QUEUED, JobState.RUNNING)
 class SpeechJob:
     """A job as its tenant sees it. What stands in the payload is None where that does not open.
 
-    `error_code` stands for what ended a failed or cancelled job; of a waiting one, for what failed last. Where
-    the payload does not open and nothing else has failed, it is what will: `payload_invalid`.
+    `error_code` stands for what ended a failed or cancelled job; of a waiting one, for what failed last.
+    Where the payload does not open and nothing else has failed, it is what will: `payload_invalid`.
     """
 
     id: str
