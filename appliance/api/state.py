@@ -39,7 +39,9 @@ def recent_state(tenancy: Tenancy) -> RecentAnswer[bool]:
 
 def problem_of_database(error: Exception) -> Problem:
     """The problem that a database which does not answer is to the caller."""
-    log.error("state_unavailable", request_id=record().id, exc_info=error)
+    # A line for each request while it lasts: the kinds of the error and of the driver's, and no more.
+    cause = type(getattr(error, "orig", None)).__name__
+    log.error("state_unavailable", request_id=record().id, error=type(error).__name__, cause=cause)
     return Problem("state_unavailable", retry_after=RETRY_SECONDS)
 
 
@@ -48,5 +50,5 @@ def problem_of_vault(error: VaultError) -> Problem:
     if error.unreadable:
         log.error("content_unreadable", request_id=record().id, code=error.code, exc_info=error)
         return Problem("content_unreadable")
-    log.error("state_unavailable", request_id=record().id, code=error.code, exc_info=error)
+    log.error("state_unavailable", request_id=record().id, code=error.code)
     return Problem("state_unavailable", retry_after=RETRY_SECONDS)

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from datetime import timedelta
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select
@@ -246,6 +247,31 @@ def test_a_foreign_consent_is_none(tenancy: Tenancy) -> None:
     assert len(told) == 1
     assert consents.get(tenancy, "globex", theirs.id).state == "active"
     assert consents.listing(tenancy, "acme").items == []
+
+
+@pytest.mark.parametrize("column", ["purpose_sealed", "speaker_sealed", "details_sealed"])
+def test_a_list_shows_the_others(tenancy: Tenancy, tmp_path: Path, column: str) -> None:
+    broken, whole = give_consent(tenancy), give_consent(tenancy)
+    with tenancy.store.session("acme") as session:
+        setattr(session.get_one(Consent, ("acme", broken.id)), column, b"")
+    listed = {it.id: it for it in consents.listing(tenancy, "acme").items}
+    assert listed.keys() == {broken.id, whole.id}
+    assert listed[whole.id] == whole
+    assert listed[broken.id] == replace(
+        broken,
+        name=None,
+        speaker=None,
+        purpose=None,
+        statement=None,
+        state="unreadable",
+        created_at=None,
+        seconds=None,
+    )
+    tenancy.vault.forget()
+    (tmp_path / "root.key").unlink()
+    with pytest.raises(VaultError) as caught:
+        consents.listing(tenancy, "acme")
+    assert caught.value.code == "key_unavailable"
 
 
 def test_swapped_columns_do_not_open(tenancy: Tenancy) -> None:

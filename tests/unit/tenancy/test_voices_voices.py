@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select, update
@@ -378,6 +379,25 @@ def test_swapped_ciphertexts_do_not_open(tenancy: Tenancy) -> None:
         with tenancy.store.session("acme") as session:
             setattr(session.get_one(Voice, ("acme", one.id)), column, getattr(own, column))
     assert voices.get(tenancy, "acme", one.id) == one
+
+
+def test_a_list_shows_the_others(tenancy: Tenancy, tmp_path: Path) -> None:
+    """Of a row that does not open, what is clear; of a key that cannot be had, nothing is said at all."""
+    consent = give_consent(tenancy)
+    broken, whole = make_voice(tenancy, consent.id), make_voice(tenancy, consent.id)
+    with tenancy.store.session("acme") as session:
+        session.get_one(Voice, ("acme", broken.id)).name_sealed = row_of(tenancy, whole.id).name_sealed
+    marked = replace(broken, name=None, state="unreadable", created_at=None)
+    listed = voices.listing(tenancy, "acme").items
+    assert {it.id: it for it in listed} == {broken.id: marked, whole.id: whole}
+    tenancy.vault.forget()
+    (tmp_path / "root.key").rename(tmp_path / "aside")
+    with pytest.raises(VaultError) as caught:
+        voices.listing(tenancy, "acme")
+    assert caught.value.code == "key_unavailable"
+    (tmp_path / "aside").rename(tmp_path / "root.key")
+    tenancy.vault.shred("acme")
+    assert {it.state for it in voices.listing(tenancy, "acme").items} == {"unreadable"}
 
 
 def test_a_voice_cannot_be_moved_under_the_consent_of_another_tenant(tenancy: Tenancy) -> None:
