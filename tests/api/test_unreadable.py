@@ -6,7 +6,7 @@ import pytest
 import structlog
 from api_server import ApiServer
 from api_state import State
-from api_voices import CONSENTS, VOICES, make_voice, post_consent
+from api_voices import CONSENTS, VOICES, make_voice
 from flask.testing import FlaskClient
 from jobs_rows import finished_job
 from werkzeug.test import TestResponse
@@ -64,7 +64,7 @@ def test_a_voice(client: FlaskClient, state: State, column: str) -> None:
 
 @pytest.mark.parametrize("column", ["purpose_sealed", "speaker_sealed", "details_sealed"])
 def test_a_consent(server: ApiServer, client: FlaskClient, key: str, state: State, column: str) -> None:
-    broken, whole = (post_consent(client).json["id"] for _ in range(2))
+    broken, whole = (make_voice(client)[0] for _ in range(2))
     tamper(state, Consent, broken, column)
     items = {item.id: item for item in server.openai(key).audio.voice_consents.list(limit=100)}
     shown: Any = items[broken]
