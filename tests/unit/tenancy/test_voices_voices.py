@@ -248,6 +248,7 @@ def test_a_deletion_that_broke_off_is_completed_by_the_next(
     tenancy: Tenancy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     voice = make_voice(tenancy, give_consent(tenancy).id)
+    waiting = job_of(tenancy, voice.id)
 
     def fail(*_: object) -> bool:
         raise OSError("the disk is gone")
@@ -257,6 +258,7 @@ def test_a_deletion_that_broke_off_is_completed_by_the_next(
         with pytest.raises(OSError, match="disk"):
             voices.remove(tenancy, "acme", voice.id, actor=ACTOR)
     assert voices.get(tenancy, "acme", voice.id).state == "withdrawn"
+    assert state_of(tenancy, waiting)[:2] == ("cancelled", "consent_ended")
     voices.remove(tenancy, "acme", voice.id, actor=ACTOR)
     assert objects(tenancy, "sample") == []
 
