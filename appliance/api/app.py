@@ -28,6 +28,7 @@ from appliance.api.quota import add_rate_limit, problem_of_quota
 from appliance.api.record import RequestRecord
 from appliance.api.schemas import ProblemDetails, problem_of
 from appliance.api.settings import ApiSettings, SettingsError
+from appliance.api.state import DATABASE_AWAY, problem_of_database, problem_of_vault, recent_state
 from appliance.api.voices import problem_of_decoder, problem_of_refusal
 from appliance.engine.client import EngineClient, EngineError
 from appliance.identity.errors import IdentityConfigurationError
@@ -45,6 +46,7 @@ from appliance.tenancy.recordings import Studio
 from appliance.tenancy.refusals import Refusal
 from appliance.tenancy.settings import TenancySettings, TenancySettingsError
 from appliance.tenancy.tenants import Standings
+from appliance.vault.errors import VaultError
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -107,6 +109,7 @@ def create_app(settings: ApiSettings, tenancy: Tenancy, origin: Origin, engine: 
         authenticator(settings, tenancy, standings),
         engine,
         RecentStatus(engine),
+        recent_state(tenancy),
         threading.BoundedSemaphore(settings.max_streams),
         tenancy,
         Quotas(tenancy, standings),
@@ -129,6 +132,9 @@ def create_app(settings: ApiSettings, tenancy: Tenancy, origin: Origin, engine: 
     app.register_error_handler(JobError, lambda error: _answer(problem_of_job(error)))
     app.register_error_handler(RefusedError, lambda error: _answer(problem_of_shut_gate(error)))
     app.register_error_handler(EngineError, lambda error: _answer(problem_of_engine(error)))
+    app.register_error_handler(VaultError, lambda error: _answer(problem_of_vault(error)))
+    for away in DATABASE_AWAY:
+        app.register_error_handler(away, lambda error: _answer(problem_of_database(error)))
     # Gunicorn parses a chunked body while it is read here.
     app.register_error_handler(ParseException, lambda _: _answer(Problem("invalid_request")))
     app.register_error_handler(HTTPException, _answer_http)

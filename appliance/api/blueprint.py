@@ -12,7 +12,7 @@ from appliance.identity.principal import Scope
 
 KEY_PROBLEMS = (
     *("missing_api_key", "invalid_api_key", "invalid_token", "insufficient_scope", "tenant_not_served"),
-    *("rate_limited", "identity_provider_unavailable"),
+    *("rate_limited", "identity_provider_unavailable", "state_unavailable"),
 )
 QUOTA_PROBLEMS = ("quota_characters", "quota_accelerator")
 BODY_PROBLEMS = ("invalid_request", "invalid_json", "body_too_large", "unsupported_media_type")

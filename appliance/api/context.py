@@ -10,7 +10,7 @@ from flask import current_app, g
 if TYPE_CHECKING:
     import threading
 
-    from appliance.api.engine import RecentStatus
+    from appliance.api.engine import RecentAnswer, RecentStatus
     from appliance.api.record import RequestRecord
     from appliance.api.settings import ApiSettings
     from appliance.engine.client import EngineClient
@@ -34,6 +34,7 @@ class Services:
     authenticator: RequestAuthenticator
     engine: EngineClient
     status: RecentStatus
+    state: RecentAnswer[bool]
     streams: threading.BoundedSemaphore
     tenancy: Tenancy
     quotas: Quotas

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from appliance.api.problems import PROBLEMS, Problem
 from appliance.engine.client import (
@@ -16,31 +16,36 @@ from appliance.engine.client import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from appliance.engine.client import EngineClient, EngineStatus
 
 RETRY_SECONDS = 2.0
 
 
-class RecentStatus:
-    """The engine's status, asked for at most once a second and by one thread at a time.
+T = TypeVar("T")
 
-    Probes need no key, so they must not be able to occupy all threads while the engine is silent: whoever
-    finds another thread asking takes the last answer. Where that is too old, only a few wait for the new one.
+
+class RecentAnswer(Generic[T]):
+    """An answer of what the API rests on, asked for at most once a second and by one thread at a time.
+
+    Probes need no key, so they must not be able to occupy all threads while nobody answers: whoever finds
+    another thread asking takes the last answer. Where that is too old, only a few wait for the new one.
     """
 
     FRESH_SECONDS = 1.0
     STALE_SECONDS = 5.0
     MAX_WAITING = 4
 
-    def __init__(self, engine: EngineClient) -> None:
-        self._engine = engine
+    def __init__(self, ask: Callable[[], T | None]) -> None:
+        self._ask_now = ask
         self._asking = threading.Lock()
         self._waiting = threading.BoundedSemaphore(self.MAX_WAITING)
-        self._answer: EngineStatus | None = None
+        self._answer: T | None = None
         self._answered = float("-inf")
 
-    def get(self) -> EngineStatus:
-        """Return the status. Raises EngineUnavailable where the engine did not answer."""
+    def last(self) -> T | None:
+        """Return the answer; None where there was none when last asked."""
         if self._age() > self.STALE_SECONDS:
             self._wait_for_an_answer()
         elif self._age() > self.FRESH_SECONDS and self._asking.acquire(blocking=False):
@@ -48,9 +53,7 @@ class RecentStatus:
                 self._ask()
             finally:
                 self._asking.release()
-        if self._answer is None or self._age() > self.STALE_SECONDS:
-            raise EngineUnavailable("the engine did not answer when last asked")
-        return self._answer
+        return None if self._age() > self.STALE_SECONDS else self._answer
 
     def _wait_for_an_answer(self) -> None:
         if self._waiting.acquire(blocking=False):
@@ -65,11 +68,29 @@ class RecentStatus:
         return time.monotonic() - self._answered
 
     def _ask(self) -> None:
-        try:
-            self._answer = self._engine.status()
-        except EngineError:
-            self._answer = None
+        self._answer = self._ask_now()
         self._answered = time.monotonic()
+
+
+class RecentStatus(RecentAnswer["EngineStatus"]):
+    """The engine's status."""
+
+    def __init__(self, engine: EngineClient) -> None:
+        super().__init__(lambda: _status(engine))
+
+    def get(self) -> EngineStatus:
+        """Return the status. Raises EngineUnavailable where the engine did not answer."""
+        status = self.last()
+        if status is None:
+            raise EngineUnavailable("the engine did not answer when last asked")
+        return status
+
+
+def _status(engine: EngineClient) -> EngineStatus | None:
+    try:
+        return engine.status()
+    except EngineError:
+        return None
 
 
 def problem_of_engine(error: EngineError) -> Problem:

@@ -146,6 +146,13 @@ PROBLEMS: Mapping[str, ProblemType] = {
     "internal_error": ProblemType(
         500, "Internal error", "The API failed; its log has the request id.", "server_error"
     ),
+    "content_unreadable": ProblemType(
+        500,
+        "Content unreadable",
+        "What is kept of this does not open: it was changed, or its key is gone. Tell the operator.",
+        "server_error",
+        retry=False,
+    ),
     "engine_failed": ProblemType(
         500, "Engine failed", "The engine could not speak this; its log has the request id.", "server_error"
     ),
@@ -154,6 +161,13 @@ PROBLEMS: Mapping[str, ProblemType] = {
     ),
     "engine_unavailable": ProblemType(
         503, "Engine unavailable", "The engine is not ready; try again later.", "server_error"
+    ),
+    "state_unavailable": ProblemType(
+        503,
+        "State unavailable",
+        "The database or the keys cannot be reached now; try again later.",
+        "server_error",
+        retry=True,
     ),
     "identity_provider_unavailable": ProblemType(
         503,
@@ -254,6 +268,7 @@ HEADERS_OF_STATUS: Mapping[int, Any] = {
     401: CHALLENGE,
     403: CHALLENGE,
     429: RETRY_AFTER | SHOULD_RETRY | RATE_LIMIT,
-    503: RETRY_AFTER,
+    500: SHOULD_RETRY,
+    503: RETRY_AFTER | SHOULD_RETRY,
 }
 ANY_OTHER: dict[str | int | HTTPStatus, Any] = {"default": _documented("Any other problem.", 0)}

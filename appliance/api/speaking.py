@@ -65,7 +65,7 @@ class Utterance:
             if error.code != STALE:
                 raise
             tenancy, tenant = self._at.tenancy, self._caller.tenant
-            heard = voices.recondition(tenancy, conditioner(), tenant, self.permit.voice_id)
+            heard = voices.recondition(tenancy, conditioner(self._account), tenant, self.permit.voice_id)
             speech = self._start(heard)
         return speech
 

@@ -2,6 +2,7 @@
 
 # Annotations are read at run time by flask-openapi, so they are not postponed here.
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from flask_openapi.models.file import FileStorage
@@ -93,28 +94,36 @@ class LanguageQuery(BaseModel):
     language: str | None = Field(None, description="A tag of BCP 47; its region makes no difference.")
 
 
+UNREADABLE = "`unreadable`, in lists only: what is null was changed, or its key is gone."
+
+
+def _unix(moment: datetime | None) -> int | None:
+    return int(moment.timestamp()) if moment else None
+
+
 class VoiceConsent(BaseModel):
     """A consent; the first five members are OpenAI's."""
 
     id: str
     object: Literal["audio.voice_consent"] = "audio.voice_consent"
-    created_at: int = Field(description="Unix time, seconds.")
-    name: str
+    created_at: int | None = Field(description="Unix time, seconds.")
+    name: str | None
     language: str
-    speaker: str
-    purpose: str
-    statement: str = Field(description="What the speaker had to read.")
-    status: Literal["active", "expired", "revoked", "pending", "refused"]
+    speaker: str | None
+    purpose: str | None
+    statement: str | None = Field(description="What the speaker had to read.")
+    status: Literal["active", "expired", "revoked", "pending", "refused", "unreadable"] = Field(
+        description=UNREADABLE
+    )
     expires_at: int = Field(description="Unix time, seconds.")
     revoked_at: int | None
 
     @classmethod
     def of(cls, info: ConsentInfo) -> "VoiceConsent":
         """A consent as the API shows it."""
-        revoked = info.revoked_at
         return cls(
             id=info.id,
-            created_at=int(info.created_at.timestamp()),
+            created_at=_unix(info.created_at),
             name=info.name,
             language=info.language,
             speaker=info.speaker,
@@ -122,7 +131,7 @@ class VoiceConsent(BaseModel):
             statement=info.statement,
             status=info.state,
             expires_at=int(info.expires_at.timestamp()),
-            revoked_at=int(revoked.timestamp()) if revoked else None,
+            revoked_at=_unix(info.revoked_at),
         )
 
 
@@ -131,11 +140,13 @@ class Voice(BaseModel):
 
     id: str
     object: Literal["audio.voice"] = "audio.voice"
-    created_at: int = Field(description="Unix time, seconds.")
-    name: str
+    created_at: int | None = Field(description="Unix time, seconds.")
+    name: str | None
     type: Literal["audio_sample"] = "audio_sample"
     consent: str = Field(description="Id of the consent that it speaks under.")
-    status: Literal["ready", "withdrawn", "expired"] = Field(description="It speaks while it is ready.")
+    status: Literal["ready", "withdrawn", "expired", "unreadable"] = Field(
+        description=f"It speaks while it is ready. {UNREADABLE}"
+    )
     samples: int
     seconds: float = Field(description="Of all samples.")
 
@@ -144,7 +155,7 @@ class Voice(BaseModel):
         """A voice as the API shows it."""
         return cls(
             id=info.id,
-            created_at=int(info.created_at.timestamp()),
+            created_at=_unix(info.created_at),
             name=info.name,
             consent=info.consent_id,
             status=info.state,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from appliance.tenancy.intake import DecoderError
+    from appliance.tenancy.quotas import Speaking
     from appliance.tenancy.refusals import Refusal
     from appliance.tenancy.voices import Conditioner
 
@@ -28,8 +29,8 @@ def problem_of_decoder(_: DecoderError) -> Problem:
     return Problem("decoder_unavailable", retry_after=RETRY_SECONDS)
 
 
-def conditioner() -> Conditioner:
-    """What has the engine hear a voice, for the current request and the model that is loaded."""
+def conditioner(account: Speaking) -> Conditioner:
+    """What has the engine hear a voice, by the model that is loaded, and charges `account` for it."""
     at, request_id = services(), record().id
     model = at.status.get().model.id
 
@@ -41,6 +42,7 @@ def conditioner() -> Conditioner:
             clips=clips,
             deadline=at.settings.synthesis_deadline_seconds,
         )
+        account.charge(heard.accelerator_seconds)
         return heard.conditioning
 
     return hear

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from appliance.tenancy.house import Tenancy
 
 KIND = "job"
+PAYLOAD_INVALID = "payload_invalid"  # of a job whose payload does not open
 
 
 class SpeechOrder(BaseModel):

@@ -21,7 +21,7 @@ from appliance.engine.client import (
     EngineUnavailable,
 )
 from appliance.jobs.errors import RefusedError
-from appliance.jobs.payload import Payload
+from appliance.jobs.payload import PAYLOAD_INVALID, Payload
 from appliance.jobs.watch import StoppedError, Watch
 from appliance.ledger.events import SpeechCreated
 from appliance.store.errors import LeaseLostError, StoreError
@@ -200,6 +200,7 @@ def _speak(
             clips=clips,
             deadline=workshop.settings.synthesis_deadline_seconds,
         )
+        _charge(workshop.tenancy, tenant, round(1000 * heard.accelerator_seconds))
         return heard.conditioning
 
     heard = workshop.gate.hear_anew(workshop.tenancy, tenant, payload.order.voice, ear)
@@ -246,7 +247,7 @@ def _spoken(
 
 
 def _charge(tenancy: Tenancy, tenant: str, accelerator_ms: int) -> None:
-    """Count what an attempt without a result has cost, as far as the database is there to count."""
+    """Count what was done apart from a result, as far as the database is there to count."""
     if accelerator_ms:
         with suppress(SQLAlchemyError), tenancy.store.session(tenant) as session:
             spend(session, Metric.ACCELERATOR, accelerator_ms, tenancy.now())
@@ -280,7 +281,7 @@ def _hopeless(error: Exception) -> str | None:
     if isinstance(error, HopelessError | EngineRejected):
         return error.code
     if isinstance(error, VaultError) and error.code != "key_unavailable":
-        return "tenant_erased" if error.code == "unknown_tenant" else "payload_invalid"
+        return "tenant_erased" if error.code == "unknown_tenant" else PAYLOAD_INVALID
     return None
 
 

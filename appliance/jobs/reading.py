@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import structlog
 from sqlalchemy import and_, or_, select
 
 from appliance.jobs.errors import JobError
-from appliance.jobs.payload import Payload
+from appliance.jobs.payload import PAYLOAD_INVALID, Payload
 from appliance.store import queue
 from appliance.store.errors import ObjectMissingError
 from appliance.store.ids import ID
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from appliance.store.wall import TenantSession
     from appliance.tenancy.house import Tenancy
 
+log: structlog.stdlib.BoundLogger = structlog.get_logger("testudo.jobs")
+
 UNFINISHED = (JobState.QUEUED, JobState.RUNNING)
 
 
@@ -29,6 +32,7 @@ class SpeechJob:
     """A job as its tenant sees it. What stands in the payload is None where that does not open.
 
     `error_code` stands for what ended a failed or cancelled job; of a waiting one, for what failed last.
+    Where the payload does not open and nothing else has failed, it is what will: `payload_invalid`.
     """
 
     id: str
@@ -159,9 +163,10 @@ def _seen(tenancy: Tenancy, row: Job, speech: Speech | None) -> SpeechJob:
     try:
         payload = Payload.open(tenancy, row)
     except VaultError as error:
-        if error.code == "key_unavailable":
+        if not error.unreadable:
             raise
-        return clear
+        log.warning("job_unreadable", tenant=row.tenant_id, job=row.id, code=error.code)
+        return replace(clear, error_code=row.error_code or PAYLOAD_INVALID)
     order = payload.order
     return replace(
         clear,

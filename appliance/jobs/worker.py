@@ -18,6 +18,7 @@ from appliance.jobs.performance import Workshop, perform
 from appliance.jobs.settings import JobsSettings, JobsSettingsError
 from appliance.logs import configure_logging
 from appliance.store.queue import Queue
+from appliance.tenancy import consents
 from appliance.tenancy.denials import Denials
 from appliance.tenancy.house import Tenancy
 from appliance.tenancy.origin import Origin
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 log: structlog.stdlib.BoundLogger = structlog.get_logger("testudo.jobs")
 
 SWEEP_SECONDS = 24 * 3600.0
+# A term ends by the clock alone, and nobody is there to cancel what it leaves in the queue.
+EXPIRY_SECONDS = 5.0
 DATABASE_PAUSE_SECONDS = 2.0
 
 
@@ -55,6 +58,7 @@ class Worker:
     def run(self) -> None:
         """Work until `stop`; then give what runs a while to finish, and give the rest back."""
         settings, sweep_at = self._workshop.settings, time.monotonic()
+        expire_at = sweep_at
         notify("READY=1")
         while not self._stopping.is_set():
             self.bell.clear()
@@ -66,6 +70,9 @@ class Worker:
                     and (lease := self._workshop.queue.claim(self._workshop.tenancy.now()))
                 ):
                     self._start(lease)
+                if time.monotonic() >= expire_at:
+                    self._expire()
+                    expire_at = time.monotonic() + EXPIRY_SECONDS
                 if time.monotonic() >= sweep_at:
                     self._sweep()
                     sweep_at += SWEEP_SECONDS
@@ -95,6 +102,11 @@ class Worker:
             log.exception("job_left", tenant=lease.tenant, job=lease.id)
         finally:
             self.bell.set()
+
+    def _expire(self) -> None:
+        for tenant in self._workshop.queue.waiting():
+            if cancelled := consents.expire(self._workshop.tenancy, tenant):
+                log.info("jobs_cancelled", tenant=tenant, jobs=cancelled, code=consents.ENDED)
 
     def _sweep(self) -> None:
         for tenant in self._workshop.queue.tenants():

@@ -17,7 +17,7 @@ from sqlalchemy import and_, func, or_, select, update
 
 from appliance.store.errors import LeaseLostError
 from appliance.store.ids import new_id
-from appliance.store.tables import Delivery, Job, JobState, Speech, Webhook
+from appliance.store.tables import Delivery, Job, JobState, Speech, Voice, Webhook
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -155,6 +155,11 @@ class Queue(Leases[Job]):
         with self._store.worker_session() as session:
             _end(session, lease, state, now, error_code)
 
+    def waiting(self) -> list[str]:
+        """Who has jobs that wait for their turn."""
+        with self._store.worker_session() as session:
+            return list(session.scalars(select(Job.tenant_id).distinct().where(Job.state == JobState.QUEUED)))
+
     def _give_up(self, session: Session, now: datetime) -> None:
         exhausted = session.execute(
             update(Job)
@@ -195,13 +200,16 @@ def cancel(
     *,
     job: str | None = None,
     voice: str | None = None,
+    consent: str | None = None,
     error_code: str | None = None,
 ) -> int:
-    """Cancel one job, or all jobs of a voice, that are not finished; return how many there were.
+    """Cancel one job, or all of a voice or of a consent's voices, that are not finished; return how many.
 
     A claimant learns of it by LeaseLostError. `error_code` says why where it was not the caller's wish.
     """
-    chosen = (Job.id == job) if voice is None else (Job.voice_id == voice)
+    chosen: ColumnElement[bool] = (Job.id == job) if voice is None else (Job.voice_id == voice)
+    if consent is not None:
+        chosen = Job.voice_id.in_(select(Voice.id).where(Voice.consent_id == consent))
     cancelled = session.scalars(
         update(Job)
         .where(chosen, Job.state.in_((JobState.QUEUED, JobState.RUNNING)))

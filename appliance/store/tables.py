@@ -51,6 +51,13 @@ class Moment(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+class ObjectName(TypeDecorator[str]):
+    """The key of an object that the row owns. What no column of this type names is collected as an orphan."""
+
+    impl = String(160)
+    cache_ok = True
+
+
 def one_of(choices: type[StrEnum], name: str) -> Enum:
     """A column type for one of `choices`, held by a check constraint on every database."""
     return Enum(
@@ -276,7 +283,7 @@ class Consent(TenantOwned, Base):
     purpose_sealed: Mapped[bytes]
     speaker_sealed: Mapped[bytes]
     details_sealed: Mapped[bytes]
-    recording_object: Mapped[str | None] = mapped_column(String(160))
+    recording_object: Mapped[str | None] = mapped_column(ObjectName)
     verdict: Mapped[str | None] = mapped_column(String(16))
     created_on: Mapped[date]
     expires_at: Mapped[datetime]
@@ -297,7 +304,7 @@ class Voice(TenantOwned, Base):
     state: Mapped[VoiceState] = mapped_column(one_of(VoiceState, "voice_state"), default=VoiceState.DRAFT)
     name_sealed: Mapped[bytes]
     details_sealed: Mapped[bytes | None]
-    conditioning_object: Mapped[str | None] = mapped_column(String(160))
+    conditioning_object: Mapped[str | None] = mapped_column(ObjectName)
     created_on: Mapped[date]
 
 
@@ -312,7 +319,7 @@ class Sample(TenantOwned, Base):
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     voice_id: Mapped[str] = mapped_column(Id)
-    object: Mapped[str] = mapped_column(String(160))
+    object: Mapped[str] = mapped_column(ObjectName)
     details_sealed: Mapped[bytes]
     duration_ms: Mapped[int]
     created_on: Mapped[date]
@@ -374,7 +381,7 @@ class Speech(TenantOwned, Base):
     voice_id: Mapped[str | None] = mapped_column(Id)
     consent_id: Mapped[str | None] = mapped_column(Id)
     job_id: Mapped[str | None] = mapped_column(Id)
-    object: Mapped[str | None] = mapped_column(String(160))
+    object: Mapped[str | None] = mapped_column(ObjectName)
     text_sealed: Mapped[bytes | None]
     details_sealed: Mapped[bytes | None]
     characters: Mapped[int]

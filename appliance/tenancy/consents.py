@@ -7,27 +7,33 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from sqlalchemy import update
+import structlog
+from sqlalchemy import or_, select, update
 
 from appliance.ledger.events import ConsentEnded, ConsentGiven
 from appliance.ledger.fields import instant
 from appliance.store.ids import ID_PATTERN, new_id
-from appliance.store.tables import Consent, ConsentState, Voice, VoiceState
+from appliance.store.queue import cancel
+from appliance.store.tables import Consent, ConsentState, Job, JobState, Voice, VoiceState
 from appliance.tenancy.labels import label
 from appliance.tenancy.pages import DEFAULT_PAGE, Page, page
 from appliance.tenancy.refusals import Refusal, unknown_consent
 from appliance.tenancy.statements import statement
+from appliance.vault.errors import VaultError
 
 if TYPE_CHECKING:
     from appliance.store.wall import TenantSession
     from appliance.tenancy.house import Tenancy
     from appliance.tenancy.recordings import Studio
 
+log = structlog.get_logger()
+
 CONSENT = re.compile(rf"(?=cons_){ID_PATTERN}")
 # Kinds of what is sealed.
 PURPOSE, SPEAKER, DETAILS = "consent.purpose", "consent.speaker", "consent.details"
 STATEMENT = "statement"  # of the object
 MAX_NAME, MAX_PURPOSE = 100, 500
+ENDED = "consent_ended"  # why a job was cancelled, and what the gate says
 DEFAULT_TERM, MAX_TERM = 365, 1095  # days
 Because = Literal["revoked_by_speaker", "revoked_by_tenant", "revoked_by_operator"]
 
@@ -45,19 +51,22 @@ class Draft:
 
 @dataclass(frozen=True)
 class ConsentInfo:
-    """A consent, opened. `statement` is the text that the speaker had to read."""
+    """A consent, opened. `statement` is the text that the speaker had to read.
+
+    In a list, one that does not open is `unreadable`, and what is sealed of it is None.
+    """
 
     id: str
-    name: str
-    speaker: str
-    purpose: str
+    name: str | None
+    speaker: str | None
+    purpose: str | None
     language: str
-    statement: str
-    state: Literal["active", "expired", "revoked", "pending", "refused"]
-    created_at: datetime
+    statement: str | None
+    state: Literal["active", "expired", "revoked", "pending", "refused", "unreadable"]
+    created_at: datetime | None
     expires_at: datetime
     revoked_at: datetime | None
-    seconds: float
+    seconds: float | None
 
 
 def create(
@@ -119,18 +128,22 @@ def get(tenancy: Tenancy, tenant: str, identifier: str) -> ConsentInfo:
 def listing(
     tenancy: Tenancy, tenant: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
 ) -> Page[ConsentInfo]:
-    """A page of consents, ended ones too. Raises Refusal (`invalid_field`), VaultError."""
+    """A page of consents, ended ones too.
+
+    Raises Refusal (`invalid_field`), and VaultError where no key can be had.
+    """
     with tenancy.store.session(tenant, read_only=True) as session:
         rows = page(session, Consent, after, limit)
-    return Page([opened(tenancy, row) for row in rows.items], rows.has_more)
+    return Page([_listed(tenancy, row) for row in rows.items], rows.has_more)
 
 
 def revoke(
     tenancy: Tenancy, tenant: str, identifier: str, *, actor: str, because: Because = "revoked_by_tenant"
 ) -> bool:
-    """End a consent and withdraw its voices; False where it was revoked before, which changes nothing.
+    """End a consent, withdraw its voices and cancel their jobs; False where it was revoked before.
 
-    Streams and jobs stop by the gate. Raises Refusal (`unknown_consent`).
+    Streams stop by the gate. No legal hold stands against this: nothing is removed, and a hold keeps evidence
+    and permits no use. Raises Refusal (`unknown_consent`).
     """
     if not CONSENT.fullmatch(identifier):
         raise unknown_consent()
@@ -146,8 +159,35 @@ def revoke(
             .values(state=VoiceState.WITHDRAWN)
             .execution_options(synchronize_session=False)
         )
+        cancel(session, tenancy.now(), consent=identifier, error_code=ENDED)
         tenancy.record(session, ConsentEnded(actor=actor, consent=identifier, because=because))
     return True
+
+
+def expire(tenancy: Tenancy, tenant: str) -> int:
+    """Cancel the jobs of voices whose consent has ended by its term; return how many there were.
+
+    The gate would refuse them in their turn. Those that were taken in while their consent was being revoked
+    are found here too.
+    """
+    now = tenancy.now()
+    over = (
+        select(Consent.id)
+        .select_from(Job)
+        .join(Voice, Voice.id == Job.voice_id)
+        .join(Consent, Consent.id == Voice.consent_id)
+        .where(
+            Job.state == JobState.QUEUED,
+            or_(Consent.state != ConsentState.ACTIVE, Consent.expires_at <= now),
+        )
+        .distinct()
+    )
+    with tenancy.store.session(tenant, read_only=True) as session:
+        ended = set(session.scalars(over))
+    if not ended:
+        return 0
+    with tenancy.store.session(tenant) as session:
+        return sum(cancel(session, now, consent=consent, error_code=ENDED) for consent in sorted(ended))
 
 
 def find(session: TenantSession, identifier: str) -> Consent:
@@ -174,6 +214,28 @@ def details(tenancy: Tenancy, row: Consent) -> dict[str, Any]:
         row.details_sealed, tenant=row.tenant_id, kind=DETAILS, id=row.id
     )
     return found
+
+
+def _listed(tenancy: Tenancy, row: Consent) -> ConsentInfo:
+    try:
+        return opened(tenancy, row)
+    except VaultError as error:
+        if not error.unreadable:
+            raise
+        log.warning("consent_unreadable", tenant=row.tenant_id, consent=row.id, code=error.code)
+        return ConsentInfo(
+            id=row.id,
+            name=None,
+            speaker=None,
+            purpose=None,
+            language=row.language,
+            statement=None,
+            state="unreadable",
+            created_at=None,
+            expires_at=row.expires_at,
+            revoked_at=row.revoked_at,
+            seconds=None,
+        )
 
 
 def opened(tenancy: Tenancy, row: Consent) -> ConsentInfo:

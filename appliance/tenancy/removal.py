@@ -15,14 +15,13 @@ from sqlalchemy import delete, select
 
 from appliance.ledger.events import KeyRevoked, SpeechDeleted, VoiceDeleted
 from appliance.ledger.receipt import Erased, Thing, id_hash
+from appliance.store import references
 from appliance.store.objects import ObjectKey
 from appliance.store.tables import (
     ApiKey,
-    Consent,
     Idempotency,
     Principal,
     PrincipalRole,
-    Sample,
     Speech,
     Voice,
 )
@@ -116,19 +115,10 @@ def _events(rows: Sequence[object], actor: str, because: Because) -> Iterable[Ev
             yield SpeechDeleted(actor=actor, speech=row.id, because=because)
 
 
-def _objects(rows: Sequence[object]) -> Iterable[ObjectKey]:
+def _objects(rows: Sequence[Base]) -> Iterable[ObjectKey]:
     return chain.from_iterable(_keys(row) for row in rows)
 
 
-def _keys(row: object) -> Iterable[ObjectKey]:
-    match row:
-        case Voice():
-            text = row.conditioning_object
-        case Sample() | Speech():
-            text = row.object
-        case Consent():
-            text = row.recording_object
-        case _:
-            return
-    if text is not None:
+def _keys(row: Base) -> Iterable[ObjectKey]:
+    for text in references.of_row(row):
         yield ObjectKey.parse(text, tenant=cast("Any", row).tenant_id)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import delete, func, select
 
+from appliance.store import references
 from appliance.store.idempotency import forget_expired
 from appliance.store.objects import ObjectKey
-from appliance.store.tables import Consent, Delivery, Idempotency, Plan, Sample, Speech, Tenant, Voice
+from appliance.store.tables import Delivery, Idempotency, Plan, Tenant
 from appliance.tenancy import coverage, erasure, holds
 
 if TYPE_CHECKING:
@@ -116,9 +117,6 @@ def _orphans(tenancy: Tenancy, tenant: str, before: datetime) -> Iterator[Object
 
 def _unreferenced(tenancy: Tenancy, tenant: str, keys: Iterable[ObjectKey]) -> list[ObjectKey]:
     named = {str(key): key for key in keys}
-    columns = (Sample.object, Speech.object, Voice.conditioning_object, Consent.recording_object)
     with tenancy.store.session(tenant, read_only=True) as session:
-        for column in columns:
-            for text in session.scalars(select(column).where(column.in_(named))):
-                named.pop(str(text), None)
-    return list(named.values())
+        kept = references.referenced(session, named)
+    return [key for text, key in named.items() if text not in kept]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from sqlalchemy.exc import IntegrityError
+
 from appliance.ledger.events import SpeechCreated
 from appliance.store.ids import new_id
-from appliance.store.tables import Speech, Voice
+from appliance.store.tables import Speech
 
 if TYPE_CHECKING:
     from appliance.identity.principal import Principal
@@ -41,15 +43,32 @@ def record(
     Raises StoreError, and whatever the database raises.
     """
     voice = permit.voice_id if permit else None
+    try:
+        _record(tenancy, principal, identifier, permit, spoken, row_of=voice)
+    except IntegrityError:
+        if voice is None:
+            raise
+        # A voice that was deleted while it spoke has no row to point at; the ledger names it.
+        _record(tenancy, principal, identifier, permit, spoken, row_of=None)
+
+
+def _record(
+    tenancy: Tenancy,
+    principal: Principal,
+    identifier: str,
+    permit: Permit | None,
+    spoken: Spoken,
+    *,
+    row_of: str | None,
+) -> None:
+    voice = permit.voice_id if permit else None
     consent = permit.consent_id if permit else None
     with tenancy.store.session(principal.tenant) as session:
-        # A voice that was deleted while it spoke has no row to point at; the ledger names it.
-        there = session.get(Voice, (principal.tenant, voice)) if voice else None
         session.add(
             Speech(
                 id=identifier,
                 principal_id=tenancy.principal_id(principal),
-                voice_id=there.id if there else None,
+                voice_id=row_of,
                 consent_id=consent,
                 characters=spoken.characters,
                 accelerator_ms=round(1000 * spoken.accelerator_seconds),

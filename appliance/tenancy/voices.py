@@ -8,26 +8,28 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from sqlalchemy import and_, delete, or_, select, update
+import structlog
+from sqlalchemy import delete, select, update
 
 from appliance.ledger.events import SampleAdded, VoiceCreated, VoiceDeleted
 from appliance.store.ids import ID_PATTERN, new_id
+from appliance.store.queue import cancel
 from appliance.store.tables import (
     Consent,
     ConsentState,
     Job,
-    LegalHold,
     Sample,
     Speech,
     Target,
     Voice,
     VoiceState,
 )
-from appliance.tenancy import consents
+from appliance.tenancy import consents, holds
 from appliance.tenancy.labels import label
 from appliance.tenancy.pages import DEFAULT_PAGE, Page, page
 from appliance.tenancy.recordings import clip_of
 from appliance.tenancy.refusals import Refusal, consent_ended, denied, unknown_voice
+from appliance.vault.errors import VaultError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,14 +40,14 @@ if TYPE_CHECKING:
     from appliance.tenancy.intake import Clip, Verdict
     from appliance.tenancy.recordings import Recording, Studio
 
+log = structlog.get_logger()
+
 VOICE = re.compile(rf"(?=voice_){ID_PATTERN}")
 # Kinds of what is sealed: columns, then objects.
 NAME, DETAILS, SAMPLE_DETAILS = "voice.name", "voice.details", "sample.details"
 SAMPLE, CONDITIONING = "sample", "conditioning"
 OPERATION = "voice_create"  # as the ledger names a refused one
 MAX_NAME = 100
-# The lock of appliance.tenancy.holds: no hold can be placed while something is being deleted.
-HOLDS = "erasure"
 
 
 class Conditioner(Protocol):
@@ -57,13 +59,16 @@ class Conditioner(Protocol):
 
 @dataclass(frozen=True)
 class VoiceInfo:
-    """A voice, opened. It speaks while it is `ready`: once withdrawn it never does again."""
+    """A voice, opened. It speaks while it is `ready`: once withdrawn it never does again.
+
+    In a list, one that does not open is `unreadable`, and what is sealed of it is None.
+    """
 
     id: str
-    name: str
+    name: str | None
     consent_id: str
-    state: Literal["ready", "withdrawn", "expired"]
-    created_at: datetime
+    state: Literal["ready", "withdrawn", "expired", "unreadable"]
+    created_at: datetime | None
     samples: int
     seconds: float
 
@@ -212,32 +217,32 @@ def get(tenancy: Tenancy, tenant: str, identifier: str) -> VoiceInfo:
 def listing(
     tenancy: Tenancy, tenant: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
 ) -> Page[VoiceInfo]:
-    """A page of voices. Raises Refusal (`invalid_field`), VaultError."""
+    """A page of voices. Raises Refusal (`invalid_field`), and VaultError where no key can be had."""
     with tenancy.store.session(tenant, read_only=True) as session:
         rows = page(session, Voice, after, limit)
         found = [_load(session, row.id) for row in rows.items]
-    return Page([_info(tenancy, *parts) for parts in found], rows.has_more)
+    return Page([_listed(tenancy, *parts) for parts in found], rows.has_more)
 
 
 def remove(tenancy: Tenancy, tenant: str, identifier: str, *, actor: str) -> None:
     """Delete a voice with its samples and conditioning. Speech that it has spoken is not deleted.
 
-    It stops speaking first; where this breaks off after that, a repetition completes it. Raises Refusal
-    (`unknown_voice`, `legal_hold`), StoreError.
+    It stops speaking first, and its jobs are cancelled; where this breaks off after that, a repetition
+    completes it. Raises Refusal (`unknown_voice`, `legal_hold`), StoreError.
     """
     with tenancy.store.session(tenant) as session:
-        session.exclusive(HOLDS)
-        row, _, _ = _load(session, identifier)
-        _require_free(session, row)
+        row = _to_remove(session, identifier)
         row.state = VoiceState.WITHDRAWN
+        cancel(session, tenancy.now(), voice=identifier, error_code=consents.ENDED)
     # From here on nobody adds to it.
     with tenancy.store.session(tenant, read_only=True) as session:
         row, _, there = _load(session, identifier)
     for key in (row.conditioning_object, *(kept.object for kept in there)):
         _drop(tenancy, tenant, key)
     with tenancy.store.session(tenant) as session:
-        session.exclusive(HOLDS)
-        _require_free(session, _load(session, identifier)[0])
+        _to_remove(session, identifier)
+        # A job that was taken in while the voice was being withdrawn.
+        cancel(session, tenancy.now(), voice=identifier, error_code=consents.ENDED)
         # Rows that outlive the voice lose their link; the ledger keeps it.
         for statement in (
             update(Speech).where(Speech.voice_id == identifier).values(voice_id=None),
@@ -339,20 +344,13 @@ def _replace_conditioning(session: TenantSession, row: Voice, key: str, **values
         raise Refusal("voice_changed", "the voice was changed in the meantime; look at it and try again")
 
 
-def _require_free(session: TenantSession, row: Voice) -> None:
-    """Raise Refusal (`legal_hold`) where a hold keeps the voice, its consent or all of the tenant."""
-    of = {Target.VOICE: row.id, Target.CONSENT: row.consent_id, Target.TENANT: row.tenant_id}
-    holds = select(LegalHold.id).where(
-        LegalHold.released_at.is_(None),
-        or_(
-            *(
-                and_(LegalHold.target == target, LegalHold.target_id == identifier)
-                for target, identifier in of.items()
-            )
-        ),
-    )
-    if session.scalars(holds.limit(1)).first() is not None:
+def _to_remove(session: TenantSession, identifier: str) -> Voice:
+    """A voice that no legal hold keeps. Raises Refusal (`unknown_voice`, `legal_hold`)."""
+    session.exclusive(holds.LOCK)
+    row, _, _ = _load(session, identifier)
+    if holds.held(session, Target.VOICE, identifier):
         raise Refusal("legal_hold", "a legal hold keeps this voice; it can be deleted when that is lifted")
+    return row
 
 
 def _speaks(tenancy: Tenancy, row: Voice, consent: Consent) -> bool:
@@ -371,6 +369,20 @@ def _details(tenancy: Tenancy, row: Voice) -> dict[str, Any]:
     return found
 
 
+def _listed(tenancy: Tenancy, row: Voice, consent: Consent, there: Sequence[_Kept]) -> VoiceInfo:
+    try:
+        return _info(tenancy, row, consent, there)
+    except VaultError as error:
+        if not error.unreadable:
+            raise
+        log.warning("voice_unreadable", tenant=row.tenant_id, voice=row.id, code=error.code)
+        return VoiceInfo(row.id, None, row.consent_id, "unreadable", None, len(there), _seconds(there))
+
+
+def _seconds(there: Sequence[_Kept]) -> float:
+    return round(sum(kept.seconds for kept in there), 3)
+
+
 def _info(tenancy: Tenancy, row: Voice, consent: Consent, there: Sequence[_Kept]) -> VoiceInfo:
     withdrawn = row.state is not VoiceState.READY or consent.state is not ConsentState.ACTIVE
     return VoiceInfo(
@@ -380,5 +392,5 @@ def _info(tenancy: Tenancy, row: Voice, consent: Consent, there: Sequence[_Kept]
         state="withdrawn" if withdrawn else "ready" if _speaks(tenancy, row, consent) else "expired",
         created_at=datetime.fromisoformat(_details(tenancy, row)["created_at"]),
         samples=len(there),
-        seconds=round(sum(kept.seconds for kept in there), 3),
+        seconds=_seconds(there),
     )

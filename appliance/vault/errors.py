@@ -22,3 +22,8 @@ class VaultError(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether one content does not open; otherwise it is the keys that cannot be had or used now."""
+        return self.code not in ("key_unavailable", "key_invalid")

@@ -51,5 +51,9 @@ def bearer(key: str | None) -> dict[str, str]:
 
 def make_voice(client: FlaskClient, key: str | None = None) -> tuple[str, str]:
     """Ids of a new consent and a voice under it."""
-    consent = post_consent(client, key).json["id"]
-    return consent, post_voice(client, consent, key).json["id"]
+    answer = post_consent(client, key)
+    assert answer.status_code == 200, answer.json
+    consent = answer.json["id"]
+    answer = post_voice(client, consent, key)
+    assert answer.status_code == 200, answer.json
+    return consent, answer.json["id"]

@@ -25,6 +25,8 @@ from appliance.store.ids import new_id
 from appliance.store.tables import Speech
 from appliance.tenancy import consents, trail
 
+JOBS = "/v1/audio/speech/jobs"
+
 
 def entries(state: State) -> list[Entry]:
     return list(trail.StoredChains(state.tenancy.store).entries("acme"))
@@ -177,6 +179,96 @@ def test_a_voice_that_the_model_has_not_heard_is_heard_again(
         assert client.post(SPEECH, json=body).data == tone(0.1) * 5
     assert [request.conditioning for request in engine.requests] == [b"heard", b"new", b"new"]
     assert len(engine.clips) == 2
+
+
+def accelerator(client: FlaskClient, key: str) -> dict[str, Any]:
+    usage = client.get("/v1/usage", headers=bearer(key)).json
+    assert usage["concurrent_streams"]["used"] == 0
+    shown: dict[str, Any] = usage["accelerator_seconds"]
+    return shown
+
+
+def post_sample(client: FlaskClient, voice: str, key: str) -> Any:
+    form = {"audio_sample": file(recording(seed=2))}
+    return client.post(f"{VOICES}/{voice}/samples", data=form, headers=bearer(key))
+
+
+def test_hearing_a_voice_is_charged(client: FlaskClient, state: State, engine: FakeEngine) -> None:
+    """A quarter of a second each time, for a plan that allows one stream."""
+    key = state.tenant("hearing", concurrent_streams=1)
+    _, voice = make_voice(client, key)
+    assert accelerator(client, key)["used"] == 0.25
+    assert post_sample(client, voice, key).status_code == 200
+    assert accelerator(client, key)["used"] == 0.5
+    engine.speak, engine.conditioning = refuse_stale(b"new"), b"new"
+    body = {"input": "Hello.", "model": "fake", "voice": voice, "response_format": "pcm"}
+    for _ in range(2):
+        assert client.post(SPEECH, json=body, headers=bearer(key)).data == tone(0.1) * 5
+        assert accelerator(client, key)["used"] == 0.75, "heard anew, once"
+    assert post_voice(client, new_id("cons"), key).status_code == 404
+    assert accelerator(client, key)["used"] == 0.75
+
+
+def test_no_voice_is_heard_when_the_accelerators_time_is_used_up(
+    client: FlaskClient, state: State, engine: FakeEngine
+) -> None:
+    key = state.tenant("exhausted", accelerator_ms_per_month=250)
+    consent, voice = make_voice(client, key)
+    heard = len(engine.clips)
+    for answer in (post_voice(client, consent, key), post_sample(client, voice, key)):
+        assert (answer.status_code, answer.json["code"]) == (429, "quota_accelerator")
+        assert answer.json["error"]["type"] == "insufficient_quota"
+        assert answer.headers["x-should-retry"] == "false"
+        assert int(answer.headers["Retry-After"]) > 0
+    assert len(engine.clips) == heard
+    assert accelerator(client, key) | {"reset": 0} == {
+        "used": 0.25,
+        "limit": 0.25,
+        "remaining": 0,
+        "reset": 0,
+    }
+    listed = client.get(VOICES, headers=bearer(key)).json["data"]
+    assert [(item["id"], item["samples"]) for item in listed] == [(voice, 1)]
+
+
+def test_quotas_are_described_where_a_voice_is_heard(client: FlaskClient) -> None:
+    paths = client.get("/openapi.json").json["paths"]
+    for path in (VOICES, f"{VOICES}/{{voice_id}}/samples"):
+        described = paths[path]["post"]["responses"]["429"]["description"]
+        for code in ("quota_accelerator", "quota_characters", "too_many_streams"):
+            assert f"`{code}`" in described
+
+
+@pytest.mark.parametrize("what", ["consent", "voice"])
+def test_jobs_that_wait_are_cancelled_with_what_they_need(
+    client: FlaskClient, voice: tuple[str, str], what: str
+) -> None:
+    """Nobody carries jobs out here."""
+    _, other = make_voice(client)
+    order = {"input": "Hello.", "model": "fake"}
+    ended, kept = (client.post(JOBS, json=order | {"voice": it}).json["id"] for it in (voice[1], other))
+    path = f"{CONSENTS}/{voice[0]}" if what == "consent" else f"{VOICES}/{voice[1]}"
+    assert client.delete(path).status_code == 200
+    job = client.get(f"{JOBS}/{ended}").json
+    assert (job["status"], job["error"]) == ("cancelled", {"code": "consent_ended"})
+    assert job["finished_at"] is not None
+    assert client.get(f"{JOBS}/{kept}").json["status"] == "queued"
+
+
+@pytest.mark.parametrize("target", ["voice", "consent"])
+def test_a_legal_hold_is_against_deletion_and_not_against_revocation(
+    client: FlaskClient, voice: tuple[str, str], target: str
+) -> None:
+    held = {"target": target, "id": voice[target == "voice"], "reason": "case 7"}
+    hold = client.post("/v1/legal_holds", json=held).json["id"]
+    refused = client.delete(f"{VOICES}/{voice[1]}")
+    assert (refused.status_code, refused.json["code"]) == (409, "legal_hold")
+    assert client.delete(f"{CONSENTS}/{voice[0]}").json["deleted"]
+    assert client.get(f"{CONSENTS}/{voice[0]}").json["status"] == "revoked"
+    assert client.get(f"{VOICES}/{voice[1]}").json["status"] == "withdrawn"
+    assert client.delete(f"{VOICES}/{voice[1]}").json["code"] == "legal_hold"
+    client.delete(f"/v1/legal_holds/{hold}")
+    assert client.delete(f"{VOICES}/{voice[1]}").status_code == 200
 
 
 def requests_about(consent: str, voice: str) -> Iterator[tuple[str, str, dict[str, Any]]]:

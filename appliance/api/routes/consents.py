@@ -26,7 +26,7 @@ from appliance.tenancy.consents import Draft
 from appliance.tenancy.statements import statement, statements
 
 LIST_PROBLEMS = (*KEY_PROBLEMS, "invalid_field", "unknown_field", "internal_error")
-ONE_PROBLEMS = (*KEY_PROBLEMS, "unknown_consent", "internal_error")
+ONE_PROBLEMS = (*KEY_PROBLEMS, "unknown_consent", "content_unreadable", "internal_error")
 
 
 @api.get(

@@ -42,6 +42,7 @@ SUBMIT_PROBLEMS = (
         "input_too_long",
         "unknown_voice",
         "consent_ended",
+        "content_unreadable",
         "idempotency_key_reused",
         "too_many_jobs",
     ),
@@ -139,7 +140,9 @@ def retrieve_speech_job(path: JobPath) -> Response:
             },
         },
         "304": {"description": "The file that `If-None-Match` names."},
-        **documented(*KEY_PROBLEMS, "job_not_found", "job_not_finished", "job_has_no_audio"),
+        **documented(
+            *(*KEY_PROBLEMS, "job_not_found", "job_not_finished", "job_has_no_audio", "content_unreadable")
+        ),
     },
 )
 @needs(Scope.JOBS_READ)

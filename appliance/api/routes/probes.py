@@ -23,11 +23,13 @@ def healthz() -> Response:
     "/readyz",
     tags=[Tag(name="Probes")],
     operation_id="readyz",
-    responses={"200": State, **documented("engine_unavailable")},
+    responses={"200": State, **documented("engine_unavailable", "state_unavailable")},
 )
 @public
 def readyz() -> Response:
-    """Tell that the engine answers and that it has spoken its self-test."""
+    """Tell that the engine answers and has spoken its self-test, and that database and keys can be used."""
+    if not services().state.last():
+        raise Problem("state_unavailable", retry_after=RETRY_SECONDS)
     if not services().status.get().ready:
         raise Problem("engine_unavailable", retry_after=RETRY_SECONDS)
     return jsonify(status="ready")

@@ -32,6 +32,7 @@ from appliance.identity.principal import Scope
 SPEECH_PROBLEMS = (
     *(*BODY_PROBLEMS, *FIELD_PROBLEMS, *INPUT_PROBLEMS, *KEY_PROBLEMS, *QUOTA_PROBLEMS, *ENGINE_PROBLEMS),
     "consent_ended",
+    "content_unreadable",
     "internal_error",
     "http_version_not_supported",
 )

@@ -9,6 +9,7 @@ from appliance.api.blueprint import (
     BEARER,
     ENGINE_PROBLEMS,
     KEY_PROBLEMS,
+    QUOTA_PROBLEMS,
     UPLOAD_PROBLEMS,
     api,
     needs,
@@ -30,10 +31,11 @@ from appliance.api.voices import conditioner
 from appliance.identity.principal import Scope
 from appliance.tenancy import voices
 
-ONE_PROBLEMS = (*KEY_PROBLEMS, "unknown_voice", "internal_error")
+ONE_PROBLEMS = (*KEY_PROBLEMS, "unknown_voice", "content_unreadable", "internal_error")
 SAMPLE_PROBLEMS = (
-    *(*KEY_PROBLEMS, *UPLOAD_PROBLEMS, *ENGINE_PROBLEMS, "too_many_samples", "samples_too_long"),
-    *("speaker_mismatch", "consent_ended", "internal_error"),
+    *(*KEY_PROBLEMS, *UPLOAD_PROBLEMS, *QUOTA_PROBLEMS, *ENGINE_PROBLEMS),
+    *("too_many_samples", "samples_too_long", "speaker_mismatch", "consent_ended"),
+    *("content_unreadable", "internal_error"),
 )
 
 
@@ -49,17 +51,18 @@ SAMPLE_PROBLEMS = (
 def create_voice(form: VoiceForm) -> Response:
     """Make a voice of samples, under a consent of their speaker."""
     at, principal = services(), caller()
-    made = voices.create(
-        at.tenancy,
-        at.studio,
-        conditioner(),
-        principal.tenant,
-        name=form.name,
-        consent_id=form.consent,
-        uploads=[sample.read() for sample in form.audio_sample],
-        actor=at.tenancy.actor(principal),
-        denials=at.denials,
-    )
+    with at.quotas.begin(principal.tenant, 0) as account:
+        made = voices.create(
+            at.tenancy,
+            at.studio,
+            conditioner(account),
+            principal.tenant,
+            name=form.name,
+            consent_id=form.consent,
+            uploads=[sample.read() for sample in form.audio_sample],
+            actor=at.tenancy.actor(principal),
+            denials=at.denials,
+        )
     return jsonify(Voice.of(made).model_dump())
 
 
@@ -122,14 +125,15 @@ def delete_voice(path: VoicePath) -> Response:
 def add_voice_samples(path: VoicePath, form: SampleForm) -> Response:
     """Add samples to a voice."""
     at, principal = services(), caller()
-    changed = voices.add_samples(
-        at.tenancy,
-        at.studio,
-        conditioner(),
-        principal.tenant,
-        identifier=path.voice_id,
-        uploads=[sample.read() for sample in form.audio_sample],
-        actor=at.tenancy.actor(principal),
-        denials=at.denials,
-    )
+    with at.quotas.begin(principal.tenant, 0) as account:
+        changed = voices.add_samples(
+            at.tenancy,
+            at.studio,
+            conditioner(account),
+            principal.tenant,
+            identifier=path.voice_id,
+            uploads=[sample.read() for sample in form.audio_sample],
+            actor=at.tenancy.actor(principal),
+            denials=at.denials,
+        )
     return jsonify(Voice.of(changed).model_dump())

@@ -184,7 +184,9 @@ def test_cancelling_stops_queued_and_running_jobs(store: Store, queue: Queue, ro
     running = put(store, voice_id=voice, available_at=NOW - MINUTE)
     lease = claim(queue)
     queued, other = put(store, voice_id=voice), put(store)
+    of_consent = {"consent": rows["alder"]["voice"].consent_id}
     with store.session("birch") as session:
+        assert cancel(session, NOW, **of_consent) == 0
         assert cancel(session, NOW, voice=voice) == 0
         assert cancel(session, NOW, job=queued) == 0
     with store.session("alder") as session:
@@ -198,6 +200,13 @@ def test_cancelling_stops_queued_and_running_jobs(store: Store, queue: Queue, ro
     assert claim(queue).id == other
     with store.session("alder") as session:
         assert cancel(session, NOW, job=other) == 1
+        assert cancel(session, NOW, **of_consent) == 0
+    third = put(store, voice_id=voice)
+    assert queue.waiting() == ["alder"]
+    with store.session("alder") as session:
+        assert cancel(session, NOW, **of_consent, error_code="consent_ended") == 1
+    assert (look(store, third).state, look(store, third).error_code) == ("cancelled", "consent_ended")
+    assert queue.waiting() == []
 
 
 def test_racing_claimants_never_share_a_job(database: Any, store: Store, queue: Queue) -> None:

@@ -4,6 +4,7 @@ import functools
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import cast
 
 import soundfile
@@ -11,6 +12,8 @@ from tenancy_recordings import voice
 from tenancy_world import principal
 
 from appliance.identity.principal import Principal
+from appliance.store.ids import new_id
+from appliance.store.tables import Job
 from appliance.tenancy import consents, voices
 from appliance.tenancy.consents import ConsentInfo, Draft
 from appliance.tenancy.denials import Denial, Denials
@@ -91,6 +94,26 @@ def make_voice(
         actor=ACTOR,
         denials=cast("Denials", denials or Refused()),
     )
+
+
+def job_of(tenancy: Tenancy, voice: str, tenant: str = "acme") -> str:
+    """A job that waits for its turn."""
+    with tenancy.store.session(tenant) as session:
+        job = Job(
+            id=new_id("job"),
+            principal_id=new_id("prn"),
+            voice_id=voice,
+            payload_sealed=b"p",
+            available_at=tenancy.now(),
+        )
+        session.add(job)
+    return job.id
+
+
+def state_of(tenancy: Tenancy, job: str, tenant: str = "acme") -> tuple[str, str | None, datetime | None]:
+    with tenancy.store.session(tenant, read_only=True) as session:
+        row = session.get_one(Job, (tenant, job))
+    return row.state.value, row.error_code, row.finished_at
 
 
 def caller(tenant: str) -> Principal:

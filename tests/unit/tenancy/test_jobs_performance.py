@@ -30,17 +30,19 @@ from jobs_world import (
 )
 from sqlalchemy import update
 from structlog.typing import EventDict
-from tenancy_voices import Refused, give_consent, make_voice
+from tenancy_voices import DRAFT, Refused, give_consent, make_voice
 from tenancy_world import Clock
 
 from appliance.audio import FORMATS
 from appliance.engine.engine_pb2 import SynthesizeRequest, SynthesizeResponse
-from appliance.jobs import strays
+from appliance.jobs import strays, worker
 from appliance.jobs.errors import JobError, RefusedError
 from appliance.jobs.parts import ConsentGate
 from appliance.jobs.performance import Workshop, output_id, perform
 from appliance.jobs.reading import cancel, content, get
 from appliance.jobs.submission import submit
+from appliance.jobs.watch import Watch
+from appliance.jobs.worker import Worker
 from appliance.ledger.export import export
 from appliance.logs import describe_exception
 from appliance.store import queue
@@ -342,7 +344,7 @@ def test_a_voice_that_the_model_has_not_heard_is_heard_anew(
 def test_a_real_consent_that_ends_ends_its_jobs(
     tenancy: Tenancy, engine: FakeEngine, gate: threading.Event
 ) -> None:
-    """By the gate of tenancy: the job that speaks and the one that waits; no other can be submitted."""
+    """At once: the job that speaks and the one that waits; and the gate lets no other be submitted."""
     consent = give_consent(tenancy)
     voice = make_voice(tenancy, consent.id).id
     shop = make_workshop(tenancy, engine, ConsentGate(cast("Denials", Refused())))
@@ -361,14 +363,91 @@ def test_a_real_consent_that_ends_ends_its_jobs(
     end = in_background(shop)
     assert engine.called.wait(30)
     assert consents.revoke(tenancy, "acme", consent.id, actor="system:test")
-    assert engine.cancelled.wait(30)
-    assert end() == "consent_ended"
-    assert work(shop) == "consent_ended"
     for job in (running, waiting):
         assert state(tenancy, job) == ("cancelled", "consent_ended")
+    assert engine.cancelled.wait(30)
+    assert end() == "lease_lost"
+    assert shop.queue.claim(tenancy.now()) is None
     assert len(made(tenancy).speeches) == 1
     with pytest.raises(RefusedError, match="consent_ended"):
         submit(tenancy, ALICE, order("Again.", voice=voice), gate=shop.gate)
+
+
+def test_the_gate_stops_a_job_that_was_taken_in_too_late(tenancy: Tenancy, engine: FakeEngine) -> None:
+    """Its row was not there yet when the consent was revoked."""
+    consent = give_consent(tenancy)
+    voice = make_voice(tenancy, consent.id).id
+    shop = make_workshop(tenancy, engine, ConsentGate(cast("Denials", Refused())))
+    consents.revoke(tenancy, "acme", consent.id, actor="system:test")
+    job = put(tenancy, voice=voice)
+    assert work(shop) == "consent_ended"
+    assert state(tenancy, job) == ("cancelled", "consent_ended")
+    assert engine.requests == []
+
+
+def test_a_consent_that_ends_after_the_last_look_leaves_no_result(
+    tenancy: Tenancy, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consent = give_consent(tenancy)
+    voice = make_voice(tenancy, consent.id).id
+    shop = make_workshop(tenancy, engine, ConsentGate(cast("Denials", Refused())))
+    job = submit(tenancy, ALICE, order(voice=voice), gate=shop.gate).job.id
+    look_again = Watch.check_now
+
+    def look_and_revoke(watch: Watch) -> None:
+        look_again(watch)
+        assert consents.revoke(tenancy, "acme", consent.id, actor="system:test")
+
+    monkeypatch.setattr(Watch, "check_now", look_and_revoke)
+    assert work(shop) == "lease_lost"
+    assert state(tenancy, job) == ("cancelled", "consent_ended")
+    nothing_made(tenancy, accelerator_ms=250)
+
+
+def test_a_term_that_is_over_cancels_what_waits_while_another_speaks(
+    tenancy: Tenancy,
+    engine: FakeEngine,
+    gate: threading.Event,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker, "EXPIRY_SECONDS", 0.05)
+    engine.speak = speak_and_wait(gate, tone(0.1), tone(0.1))
+    voice = make_voice(tenancy, give_consent(tenancy, draft=replace(DRAFT, term_days=1)).id).id
+    shop = make_workshop(
+        tenancy, engine, ConsentGate(cast("Denials", Refused())), concurrency=1, lease_seconds=3600
+    )
+    running = put(tenancy)
+    busy = Worker(shop)
+    thread = threading.Thread(target=busy.run)
+    thread.start()
+    try:
+        assert engine.called.wait(30)
+        waiting = submit(tenancy, ALICE, order(voice=voice), gate=shop.gate).job.id
+        clock.forward(days=1)
+        until(lambda: state(tenancy, waiting) == ("cancelled", "consent_ended"))
+        assert look(tenancy, waiting).attempts == 0
+        assert look(tenancy, running).state == "running"
+    finally:
+        gate.set()
+        busy.stop()
+        thread.join(60)
+
+
+def test_hearing_a_voice_anew_is_charged(tenancy: Tenancy, engine: FakeEngine) -> None:
+    """A quarter of a second for the ear, and one for the speech."""
+    engine.conditioning = b"heard by the new model"
+    stale = refuse(grpc.StatusCode.INVALID_ARGUMENT, testudo_field="voice", testudo_code="conditioning_stale")
+
+    def speak(request: SynthesizeRequest, context: grpc.ServicerContext) -> Iterator[SynthesizeResponse]:
+        return stale(request, context) if request.conditioning == b"heard" else speak_well()
+
+    engine.speak = speak
+    voice = make_voice(tenancy, give_consent(tenancy).id).id
+    shop = make_workshop(tenancy, engine, ConsentGate(cast("Denials", Refused())))
+    submit(tenancy, ALICE, order(voice=voice), gate=shop.gate)
+    assert work(shop) == "succeeded"
+    assert made(tenancy).accelerator_ms == 500
 
 
 def test_an_engine_that_fails_is_tried_again_with_growing_pauses(

@@ -209,4 +209,6 @@ def test_a_payload_of_another_row_is_not_shown(tenancy: Tenancy) -> None:
         session.execute(update(Job).where(Job.id == job).values(payload_sealed=swapped))
     seen = get(tenancy, ALICE.tenant, job)
     assert (seen.status, seen.voice, seen.created_at, seen.characters) == ("queued", None, None, None)
+    assert seen.error_code == "payload_invalid"
+    assert cancel(tenancy, ALICE.tenant, job).status == "cancelled"
     assert {one.characters for one in page(tenancy, ALICE.tenant, limit=9).jobs} == {None, len("Other.")}

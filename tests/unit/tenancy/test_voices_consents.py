@@ -5,17 +5,18 @@ import re
 from dataclasses import replace
 from datetime import timedelta
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select
 from tenancy_recordings import silence
-from tenancy_voices import ACTOR, DRAFT, STUDIO, give_consent, make_voice, recording
+from tenancy_voices import ACTOR, DRAFT, STUDIO, give_consent, job_of, make_voice, recording, state_of
 from tenancy_world import NOW, Clock
 
 from appliance.ledger.entry import Entry
 from appliance.store.ids import new_id
-from appliance.store.tables import Consent, ConsentState
-from appliance.tenancy import consents, trail, voices
+from appliance.store.tables import Consent, ConsentState, Principal, Target
+from appliance.tenancy import consents, holds, trail, voices
 from appliance.tenancy.house import Tenancy
 from appliance.tenancy.intake import Clip, Source
 from appliance.tenancy.labels import label
@@ -94,6 +95,67 @@ def test_a_consent_is_revoked_once(tenancy: Tenancy) -> None:
     assert (after.state, after.revoked_at) == ("revoked", NOW)
     assert voices.get(tenancy, "acme", voice.id).state == "withdrawn"
     assert [entry.kind for entry in entries(tenancy)].count("consent.ended") == 1
+
+
+@pytest.mark.parametrize("target", [*Target])
+def test_a_legal_hold_keeps_the_evidence_and_not_the_permission(tenancy: Tenancy, target: Target) -> None:
+    """A speaker can always end a consent: nothing is removed by it, so no hold stands against it."""
+    given = give_consent(tenancy)
+    voice, who = make_voice(tenancy, given.id), new_id("prn")
+    with tenancy.store.session("acme") as session:
+        session.add(Principal(id=who, issuer="i", subject_hash=b"h", subject_sealed=b"s", created_at=NOW))
+    names = {
+        Target.VOICE: voice.id,
+        Target.CONSENT: given.id,
+        Target.PRINCIPAL: who,
+        Target.TENANT: "acme",
+    }
+    holds.place(tenancy, "acme", actor=ACTOR, target=target, target_id=names[target], reason="case 7")
+    before = list(map(str, tenancy.objects.keys("acme")))
+    assert consents.revoke(tenancy, "acme", given.id, actor=ACTOR)
+    assert consents.get(tenancy, "acme", given.id).state == "revoked"
+    assert voices.get(tenancy, "acme", voice.id).state == "withdrawn"
+    assert list(map(str, tenancy.objects.keys("acme"))) == before
+
+
+def test_the_jobs_of_a_revoked_consent_are_cancelled_with_it(
+    tenancy: Tenancy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, lasting = give_consent(tenancy), give_consent(tenancy)
+    theirs = make_voice(tenancy, give_consent(tenancy, "globex").id, tenant="globex").id
+    jobs = [job_of(tenancy, make_voice(tenancy, ended.id).id) for _ in range(2)]
+    other = job_of(tenancy, make_voice(tenancy, lasting.id).id)
+    foreign = job_of(tenancy, theirs, "globex")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no ledger")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trail, "append", fail)
+        with pytest.raises(RuntimeError, match="no ledger"):
+            consents.revoke(tenancy, "acme", ended.id, actor=ACTOR)
+    assert {state_of(tenancy, job)[0] for job in jobs} == {"queued"}, "one transaction"
+    consents.revoke(tenancy, "acme", ended.id, actor=ACTOR)
+    assert {state_of(tenancy, job) for job in jobs} == {("cancelled", "consent_ended", NOW)}
+    assert state_of(tenancy, other)[0] == state_of(tenancy, foreign, "globex")[0] == "queued"
+
+
+def test_the_jobs_of_an_expired_consent_are_found(tenancy: Tenancy, clock: Clock) -> None:
+    short = give_consent(tenancy, draft=replace(DRAFT, term_days=1))
+    voice = make_voice(tenancy, short.id).id
+    ended, lasting = job_of(tenancy, voice), job_of(tenancy, make_voice(tenancy, give_consent(tenancy).id).id)
+    clock.forward(days=1, microseconds=-1)
+    assert consents.expire(tenancy, "acme") == 0
+    clock.forward(microseconds=1)
+    assert consents.expire(tenancy, "globex") == 0
+    assert consents.expire(tenancy, "acme") == 1
+    assert state_of(tenancy, ended) == ("cancelled", "consent_ended", clock())
+    assert state_of(tenancy, lasting)[0] == "queued"
+    assert consents.expire(tenancy, "acme") == 0
+    consents.revoke(tenancy, "acme", short.id, actor=ACTOR)
+    late = job_of(tenancy, voice)
+    assert consents.expire(tenancy, "acme") == 1, "taken in while the consent was being revoked"
+    assert state_of(tenancy, late)[1] == "consent_ended"
 
 
 def test_a_term_ends_by_the_clock_alone(tenancy: Tenancy, clock: Clock) -> None:
@@ -185,6 +247,31 @@ def test_a_foreign_consent_is_none(tenancy: Tenancy) -> None:
     assert len(told) == 1
     assert consents.get(tenancy, "globex", theirs.id).state == "active"
     assert consents.listing(tenancy, "acme").items == []
+
+
+@pytest.mark.parametrize("column", ["purpose_sealed", "speaker_sealed", "details_sealed"])
+def test_a_list_shows_the_others(tenancy: Tenancy, tmp_path: Path, column: str) -> None:
+    broken, whole = give_consent(tenancy), give_consent(tenancy)
+    with tenancy.store.session("acme") as session:
+        setattr(session.get_one(Consent, ("acme", broken.id)), column, b"")
+    listed = {it.id: it for it in consents.listing(tenancy, "acme").items}
+    assert listed.keys() == {broken.id, whole.id}
+    assert listed[whole.id] == whole
+    assert listed[broken.id] == replace(
+        broken,
+        name=None,
+        speaker=None,
+        purpose=None,
+        statement=None,
+        state="unreadable",
+        created_at=None,
+        seconds=None,
+    )
+    tenancy.vault.forget()
+    (tmp_path / "root.key").unlink()
+    with pytest.raises(VaultError) as caught:
+        consents.listing(tenancy, "acme")
+    assert caught.value.code == "key_unavailable"
 
 
 def test_swapped_columns_do_not_open(tenancy: Tenancy) -> None:

@@ -3,15 +3,17 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from sqlalchemy import event
+from sqlalchemy.exc import IntegrityError
 from tenancy_voices import ACTOR, Refused, give_consent, make_voice
 from tenancy_world import Clock, principal
 
 from appliance.store.database import Store
 from appliance.store.ids import new_id
-from appliance.store.tables import Consent, Voice
+from appliance.store.tables import Consent, Speech, Voice
 from appliance.tenancy import consents, gate, speeches, trail, voices
 from appliance.tenancy.denials import Denials
 from appliance.tenancy.gate import Permit, Watch
@@ -207,6 +209,43 @@ def test_a_speech_is_recorded_even_of_a_voice_that_is_gone(tenancy: Tenancy, voi
     assert last.payload["voice"] == voice.id
     assert last.payload["consent"] == voice.consent_id
     assert (last.payload["milliseconds"], last.payload["outcome"]) == (1250, "consent_ended")
+
+
+def test_a_speech_is_recorded_of_a_voice_that_goes_while_it_is(
+    database: Any, tenancy: Tenancy, voice: voices.VoiceInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The voice is there when the row is written, and gone at the commit; SQLite has one writer at a time."""
+    permit, spoken = admit(tenancy, voice.id), Spoken(5, 1.25, 0.5, True, "complete")
+    append, tried = trail.append, list[str]()
+
+    def remove_and_append(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        tried.append(database.backend)
+        if database.backend == "postgresql":
+            voices.remove(tenancy, "acme", voice.id, actor=ACTOR)
+        return append(*arguments)
+
+    if database.backend == "sqlite":
+        voices.remove(tenancy, "acme", voice.id, actor=ACTOR)
+    monkeypatch.setattr(trail, "append", remove_and_append)
+    speeches.record(tenancy, principal(), speech := speeches.new_output(), permit, spoken)
+    assert tried
+    told = [it for it in trail.StoredChains(tenancy.store).entries("acme") if it.kind == "speech.created"]
+    assert [(it.payload["speech"], it.payload["voice"]) for it in told] == [(speech, voice.id)]
+    with tenancy.store.session("acme", read_only=True) as session:
+        row = session.get_one(Speech, ("acme", speech))
+    assert (row.voice_id, row.consent_id, row.accelerator_ms) == (None, voice.consent_id, 500)
+
+
+def test_a_speech_is_not_recorded_twice(tenancy: Tenancy, voice: voices.VoiceInfo) -> None:
+    permit, spoken = admit(tenancy, voice.id), Spoken(5, 1.25, 0.5, True, "complete")
+    for leave in (permit, None):
+        speech = speeches.new_output()
+        speeches.record(tenancy, principal(), speech, leave, spoken)
+        with pytest.raises(IntegrityError):
+            speeches.record(tenancy, principal(), speech, leave, spoken)
+        with tenancy.store.session("acme", read_only=True) as session:
+            assert session.get_one(Speech, ("acme", speech)).voice_id == (leave and voice.id)
 
 
 def test_the_term_is_read_from_the_row(tenancy: Tenancy, voice: voices.VoiceInfo, clock: Clock) -> None:

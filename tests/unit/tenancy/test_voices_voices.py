@@ -3,15 +3,26 @@
 import json
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select, update
-from tenancy_voices import ACTOR, STUDIO, Ear, Refused, give_consent, make_voice, recording
+from tenancy_voices import (
+    ACTOR,
+    STUDIO,
+    Ear,
+    Refused,
+    give_consent,
+    job_of,
+    make_voice,
+    recording,
+    state_of,
+)
 from tenancy_world import NOW, Clock
 
 from appliance.store.ids import new_id
-from appliance.store.tables import LegalHold, Sample, Speech, Target, Voice, VoiceState
-from appliance.tenancy import consents, trail, voices
+from appliance.store.tables import Sample, Speech, Target, Voice, VoiceState
+from appliance.tenancy import consents, holds, trail, voices
 from appliance.tenancy.denials import Denial
 from appliance.tenancy.house import Tenancy
 from appliance.tenancy.recordings import MAX_SAMPLES, Studio
@@ -237,6 +248,7 @@ def test_a_deletion_that_broke_off_is_completed_by_the_next(
     tenancy: Tenancy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     voice = make_voice(tenancy, give_consent(tenancy).id)
+    waiting = job_of(tenancy, voice.id)
 
     def fail(*_: object) -> bool:
         raise OSError("the disk is gone")
@@ -246,31 +258,95 @@ def test_a_deletion_that_broke_off_is_completed_by_the_next(
         with pytest.raises(OSError, match="disk"):
             voices.remove(tenancy, "acme", voice.id, actor=ACTOR)
     assert voices.get(tenancy, "acme", voice.id).state == "withdrawn"
+    assert state_of(tenancy, waiting)[:2] == ("cancelled", "consent_ended")
     voices.remove(tenancy, "acme", voice.id, actor=ACTOR)
     assert objects(tenancy, "sample") == []
 
 
-@pytest.mark.parametrize("target", [Target.VOICE, Target.CONSENT, Target.TENANT])
-def test_a_legal_hold_keeps_a_voice(tenancy: Tenancy, target: Target) -> None:
-    voice = make_voice(tenancy, give_consent(tenancy).id)
-    held = {Target.VOICE: voice.id, Target.CONSENT: voice.consent_id, Target.TENANT: "acme"}
+def speech_of(tenancy: Tenancy, voice: voices.VoiceInfo, who: str) -> str:
     with tenancy.store.session("acme") as session:
-        hold = LegalHold(
-            id=new_id("hold"),
-            target=target,
-            target_id=held[target],
-            reason_sealed=b"x",
-            placed_by=new_id("prn"),
-            placed_at=NOW,
+        spoken = Speech(
+            id=new_id("out"),
+            principal_id=who,
+            voice_id=voice.id,
+            consent_id=voice.consent_id,
+            characters=1,
+            accelerator_ms=1,
+            created_on=NOW.date(),
         )
-        session.add(hold)
+        session.add(spoken)
+    return spoken.id
+
+
+@pytest.mark.parametrize("target", [*Target])
+def test_a_legal_hold_keeps_a_voice(tenancy: Tenancy, target: Target) -> None:
+    """The rule is that of erasures: a hold on who asked for a speech keeps the voice that it rests on."""
+    voice, who = make_voice(tenancy, give_consent(tenancy).id), new_id("prn")
+    free = make_voice(tenancy, give_consent(tenancy).id)
+    speech_of(tenancy, voice, who)
+    held = {
+        Target.VOICE: voice.id,
+        Target.CONSENT: voice.consent_id,
+        Target.PRINCIPAL: who,
+        Target.TENANT: "acme",
+    }
+    hold = holds.place(tenancy, "acme", actor=ACTOR, target=target, target_id=held[target], reason="case 7")
     with pytest.raises(Refusal) as caught:
         voices.remove(tenancy, "acme", voice.id, actor=ACTOR)
     assert caught.value.code == "legal_hold"
-    assert voices.get(tenancy, "acme", voice.id).state == "ready"
-    with tenancy.store.session("acme") as session:
-        session.get_one(LegalHold, ("acme", hold.id)).released_at = NOW
+    assert voices.get(tenancy, "acme", voice.id) == voice
+    if target is not Target.TENANT:
+        voices.remove(tenancy, "acme", free.id, actor=ACTOR)
+    holds.lift(tenancy, "acme", hold.id, actor=ACTOR)
     voices.remove(tenancy, "acme", voice.id, actor=ACTOR)
+
+
+def test_a_hold_that_comes_before_the_rows_go_keeps_them(
+    tenancy: Tenancy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    voice = make_voice(tenancy, give_consent(tenancy).id)
+
+    def place(*_: object) -> bool:
+        monkeypatch.undo()
+        holds.place(tenancy, "acme", actor=ACTOR, target=Target.VOICE, target_id=voice.id, reason="case 7")
+        return True
+
+    monkeypatch.setattr(tenancy.objects, "delete", place)
+    with pytest.raises(Refusal) as caught:
+        voices.remove(tenancy, "acme", voice.id, actor=ACTOR)
+    assert caught.value.code == "legal_hold"
+    assert voices.get(tenancy, "acme", voice.id).state == "withdrawn"
+
+
+def test_the_jobs_of_a_deleted_voice_are_cancelled(tenancy: Tenancy) -> None:
+    consent = give_consent(tenancy)
+    voice, other = make_voice(tenancy, consent.id), make_voice(tenancy, consent.id)
+    queued, kept = (job_of(tenancy, it.id) for it in (voice, other))
+    voices.remove(tenancy, "acme", voice.id, actor=ACTOR)
+    assert state_of(tenancy, queued) == ("cancelled", "consent_ended", NOW)
+    assert state_of(tenancy, kept) == ("queued", None, None)
+
+
+@pytest.mark.parametrize("moment", ["between", "refused"])
+def test_no_job_outlives_its_voice(tenancy: Tenancy, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """One that comes after the voice was withdrawn goes with its row; a refused deletion cancels none."""
+    voice, jobs = make_voice(tenancy, give_consent(tenancy).id), list[str]()
+    if moment == "refused":
+        holds.place(tenancy, "acme", actor=ACTOR, target=Target.VOICE, target_id=voice.id, reason="case 7")
+        jobs.append(job_of(tenancy, voice.id))
+        with pytest.raises(Refusal):
+            voices.remove(tenancy, "acme", voice.id, actor=ACTOR)
+        assert state_of(tenancy, jobs[0])[0] == "queued"
+        return
+
+    def submit(*_: object) -> bool:
+        jobs.append(job_of(tenancy, voice.id))
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tenancy.objects, "delete", submit)
+        voices.remove(tenancy, "acme", voice.id, actor=ACTOR)
+    assert {state_of(tenancy, job)[:2] for job in jobs} == {("cancelled", "consent_ended")}
 
 
 def test_a_foreign_voice_is_none(tenancy: Tenancy) -> None:
@@ -305,6 +381,25 @@ def test_swapped_ciphertexts_do_not_open(tenancy: Tenancy) -> None:
         with tenancy.store.session("acme") as session:
             setattr(session.get_one(Voice, ("acme", one.id)), column, getattr(own, column))
     assert voices.get(tenancy, "acme", one.id) == one
+
+
+def test_a_list_shows_the_others(tenancy: Tenancy, tmp_path: Path) -> None:
+    """Of a row that does not open, what is clear; of a key that cannot be had, nothing is said at all."""
+    consent = give_consent(tenancy)
+    broken, whole = make_voice(tenancy, consent.id), make_voice(tenancy, consent.id)
+    with tenancy.store.session("acme") as session:
+        session.get_one(Voice, ("acme", broken.id)).name_sealed = row_of(tenancy, whole.id).name_sealed
+    marked = replace(broken, name=None, state="unreadable", created_at=None)
+    listed = voices.listing(tenancy, "acme").items
+    assert {it.id: it for it in listed} == {broken.id: marked, whole.id: whole}
+    tenancy.vault.forget()
+    (tmp_path / "root.key").rename(tmp_path / "aside")
+    with pytest.raises(VaultError) as caught:
+        voices.listing(tenancy, "acme")
+    assert caught.value.code == "key_unavailable"
+    (tmp_path / "aside").rename(tmp_path / "root.key")
+    tenancy.vault.shred("acme")
+    assert {it.state for it in voices.listing(tenancy, "acme").items} == {"unreadable"}
 
 
 def test_a_voice_cannot_be_moved_under_the_consent_of_another_tenant(tenancy: Tenancy) -> None:
