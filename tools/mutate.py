@@ -92,8 +92,8 @@ def load() -> Mutations:
 
 
 @contextmanager
-def copies(count: int) -> Iterator[list[Path]]:
-    """Copies of what git tracks or would track; they and all that tests leave beside them go at the end."""
+def copy() -> Iterator[Path]:
+    """A copy of what git tracks or would track. It goes at the end, with all that is put beside it."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -103,27 +103,34 @@ def copies(count: int) -> Iterator[list[Path]]:
     ).stdout.split("\0")
     with tempfile.TemporaryDirectory(prefix="testudo-mutate-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)  # PostgreSQL, which tests start as another user, has to get through
-        trees = []
-        for number in range(count):
-            tree = Path(folder) / str(number) / "tree"
-            for name in filter(None, listed):
-                if (ROOT / name).is_file():
-                    (tree / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy2(ROOT / name, tree / name)
-            (tree.parent / "tmp").mkdir()
-            trees.append(tree)
-        yield trees
+        tree = Path(folder) / "0/tree"
+        for name in filter(None, listed):
+            if (ROOT / name).is_file():
+                (tree / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, tree / name)
+        (tree.parent / "tmp").mkdir()
+        yield tree
+
+
+def further(tree: Path, count: int) -> list[Path]:
+    """Put copies of a copy beside it, so that there are `count` of them; return all."""
+    trees = [tree]
+    for number in range(1, count):
+        trees.append(tree.parent.parent / str(number) / "tree")
+        shutil.copytree(tree, trees[-1])
+        (trees[-1].parent / "tmp").mkdir()
+    return trees
 
 
 def environment(tree: Path) -> dict[str, str]:
     """The environment in which Python, and what it starts, imports from `tree` before all else.
 
-    No bytecode is written: of two versions of a file of one size and second, it would be that of the first.
+    Without the plugins of pytest that are installed: half of a short test's time is theirs.
     """
     return {
         **os.environ,
         "PYTHONPATH": str(tree),
-        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "TMPDIR": str(tree.parent / "tmp"),
     }
 
@@ -142,7 +149,9 @@ def require_own_imports(tree: Path) -> None:
         raise RuntimeError(f"the copy is not what is imported, but {said}")
 
 
-def pytest(tree: Path, tests: Sequence[str], *more: str, seconds: float) -> tuple[Outcome, str]:
+def pytest(
+    tree: Path, tests: Sequence[str], *more: str, seconds: float, **variables: str
+) -> tuple[Outcome, str]:
     """Run tests in a tree. "killed": one has failed, and none had an error that was not its own.
 
     An error of a fixture, of an import or of the collection ("broken") shows nothing but that something does
@@ -156,7 +165,7 @@ def pytest(tree: Path, tests: Sequence[str], *more: str, seconds: float) -> tupl
             *(f"--junitxml={report}", *more, *tests),
         ],
         cwd=tree,
-        env=environment(tree),
+        env=environment(tree) | variables,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -192,19 +201,21 @@ def pytest(tree: Path, tests: Sequence[str], *more: str, seconds: float) -> tupl
 def try_out(mutation: Mutation, tree: Path) -> Result:
     """Apply a mutation, run each of its tests, and put the file back."""
     path = tree / mutation.file
-    whole, began = path.read_bytes(), time.monotonic()
+    whole, times, began = path.read_bytes(), path.stat(), time.monotonic()
     outcome: Outcome = "killed"
     told = []
     try:
         mutation.apply(tree)
         for test in mutation.tests:
-            found, said = pytest(tree, [test], "-x", seconds=TEST_SECONDS)
+            # The bytecode of a mutation would serve the next one that is as long and of the same second.
+            found, said = pytest(tree, [test], "-x", seconds=TEST_SECONDS, PYTHONDONTWRITEBYTECODE="1")
             told.append(said if found == "killed" else f"{test}: {said}")
             if found != "killed":
                 outcome = found
                 break
     finally:
         path.write_bytes(whole)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     return Result(mutation.id, outcome, round(time.monotonic() - began, 1), "; ".join(told))
 
 
@@ -224,17 +235,17 @@ def main(
         console.print(f"no such mutation: {', '.join(strange)}")
         raise typer.Exit(2)
     chosen = [known[name] for name in ids] if ids else list(known.values())
-    with copies(min(jobs, len(chosen))) as trees:
-        for tree in trees:
-            require_own_imports(tree)
+    count = min(jobs, len(chosen))
+    with copy() as tree:
+        require_own_imports(tree)
         tests = sorted({test for mutation in chosen for test in mutation.tests})
         with console.status(f"{len(tests)} tests have to pass without a mutation"):
-            more = ("-n", str(len(trees)), "--dist", "loadfile") if len(trees) > 1 else ()
-            outcome, told = pytest(trees[0], tests, *more, seconds=BASELINE_SECONDS)
+            more = ("-p", "xdist.plugin", "-n", str(count), "--dist", "loadfile") if count > 1 else ()
+            outcome, told = pytest(tree, tests, *more, seconds=BASELINE_SECONDS)
         if outcome != "survived":
             console.print(escape(f"without any mutation the tests do not pass: {told}"), style="red")
             raise typer.Exit(2)
-        results = _all(chosen, trees, console)
+        results = _all(chosen, further(tree, count), console)
     _show(results, known, as_json=as_json)
     if any(result.outcome != "killed" for result in results):
         raise typer.Exit(1)
