@@ -33,7 +33,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests/attacks/mutations.yml"
-TEST_SECONDS = 120
+TEST_SECONDS = 300
 BASELINE_SECONDS = 540
 
 Outcome = Literal["killed", "survived", "broken", "overdue"]
