@@ -229,6 +229,7 @@ def main(
 
     Status 1 where not all mutations are killed, 2 where none could be tried.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which, unlike the signal, cleans up
     console = Console(stderr=True)
     known = {mutation.id: mutation for mutation in load().defences}
     if strange := [name for name in ids or () if name not in known]:

@@ -51,5 +51,8 @@ def bearer(key: str | None) -> dict[str, str]:
 
 def make_voice(client: FlaskClient, key: str | None = None) -> tuple[str, str]:
     """Ids of a new consent and a voice under it."""
-    consent = post_consent(client, key).json["id"]
-    return consent, post_voice(client, consent, key).json["id"]
+    given = post_consent(client, key)
+    assert given.status_code == 200, given.json
+    made = post_voice(client, given.json["id"], key)
+    assert made.status_code == 200, made.json
+    return given.json["id"], made.json["id"]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -138,3 +141,17 @@ def test_the_copy_is_what_is_imported() -> None:
         with pytest.raises(RuntimeError, match="the copy is not what is imported"):
             mutate.require_own_imports(copy)
     assert not copy.parent.parent.exists()
+
+
+def test_one_is_tried_from_the_command_line() -> None:
+    command = [sys.executable, "-m", "tools.mutate", "--json"]
+    (mutation,) = (one for one in MUTATIONS.defences if one.id == "log-key-repr")
+    before = (ROOT / mutation.file).stat()
+    done = subprocess.run([*command, mutation.id], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(done.stdout)
+    assert (result["id"], result["outcome"]) == (mutation.id, "killed")
+    assert (ROOT / mutation.file).stat().st_mtime_ns == before.st_mtime_ns
+    unknown = subprocess.run([*command, "no-such-id"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert unknown.returncode == 2
+    assert "no such mutation" in unknown.stderr
