@@ -220,7 +220,7 @@ def test_a_name_is_no_path(
 
 
 @pytest.mark.parametrize("name", ["../x", "x.pth", "/etc/passwd", "a\0b", "file:///x", "http://x/y.wav"])
-def test_a_voice_by_such_a_name_does_not_speak(
+def test_a_voice_of_such_a_name_opens_nothing(
     client: FlaskClient, state: State, monkeypatch: pytest.MonkeyPatch, engine: FakeEngine, name: str
 ) -> None:
     """It is for the engine, which knows its voices by their names alone, and opens nothing here."""
@@ -236,7 +236,7 @@ MARK = "Zwetschgendatschi"
 
 
 def planted(described: dict[str, Any], schemas: dict[str, Any], good: Asked) -> Iterator[Asked]:
-    """A request with the mark in each place that the document names, one at a time; and in all."""
+    """A request with the mark in each place that the document names, one at a time."""
     yield replace(good, query={MARK: MARK})
     for parameter in described.get("parameters", ()):
         if parameter["in"] == "query":
