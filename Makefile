@@ -48,7 +48,7 @@ bench: setup ## Time the engine against tortoise-tts 3.0.0 (5 min; BENCH=--full 
 bench-service: setup ## Time the API against bare Flask and bare gRPC (1 min); writes docs/benchmarks-service.md
 	python -m tests.bench.service
 
-mutate: setup ## Take out each defence and see its tests fail (10 min; MUTATE="ID ..." for some); docs/attacks.md
+mutate: setup ## Take out each defence and see its tests fail (10-25 min; MUTATE="ID ..." for some); docs/attacks.md
 	python -m tools.mutate $(MUTATE)
 
 molecule: setup ## Converge, re-converge and verify every role in a systemd container
