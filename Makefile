@@ -12,7 +12,7 @@ molecule: export CONTAINERS_CONF := $(CURDIR)/build/containers.conf
 export ANSIBLE_HOME := $(CURDIR)/build/ansible
 export PATH := $(CURDIR)/$(BIN):/usr/sbin:/sbin:$(PATH)
 
-.PHONY: help setup fmt lint test unit reference bench bench-service molecule ami image-test check lock docs clean
+.PHONY: help setup fmt lint test unit reference bench bench-service mutate molecule ami image-test check lock docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ bench: setup ## Time the engine against tortoise-tts 3.0.0 (5 min; BENCH=--full 
 
 bench-service: setup ## Time the API against bare Flask and bare gRPC (1 min); writes docs/benchmarks-service.md
 	python -m tests.bench.service
+
+mutate: setup ## Take out each defence and see its tests fail (10-25 min; MUTATE="ID ..." for some); docs/attacks.md
+	python -m tools.mutate $(MUTATE)
 
 molecule: setup ## Converge, re-converge and verify every role in a systemd container
 	testudo image container

@@ -121,10 +121,31 @@ def _equality() -> str:
     return _table(("Compared", "Tiny", "Full size", "Why it differs"), rows())
 
 
+def _attacks() -> str:
+    from tools import mutate  # noqa: PLC0415 - which few of the tables need
+
+    known = mutate.load()
+    parts = []
+    for name, words in known.attacks.items():
+        rows = (
+            (
+                f"`{mutation.id}`: {mutation.story}",
+                mutation.requirement,
+                f"`{mutation.file}`",
+                "<br>".join(f"`{test}`" for test in mutation.tests),
+            )
+            for mutation in known.defences
+            if mutation.attack == name
+        )
+        parts.append(f"### {words}\n\n{_table(('Attack', 'For', 'Defence', 'Fails without it'), rows)}")
+    return "\n\n".join(parts)
+
+
 def _sources() -> dict[Path, dict[str, Callable[[], str]]]:
     sources: dict[Path, dict[str, Callable[[], str]]] = {
         ROOT / "docs/compliance/requirements.md": {"requirements": _requirements},
         ROOT / "docs/api.md": {"problems": _problems},
+        ROOT / "docs/attacks.md": {"attacks": _attacks},
         ROOT / "docs/engine.md": {"equality": _equality},
         ROOT / "docs/settings.md": {
             "engine": _engine_settings,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hmac
 import os
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from sqlite3 import OperationalError as SqliteError
 from typing import TYPE_CHECKING
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url, text
@@ -216,6 +218,20 @@ def set_sqlite_scope(connection: Connection, scope: str | None) -> None:
     connection.info["scope"][0] = scope
 
 
+def _write_ahead(connection: SqliteConnection) -> None:
+    """Turn on the write-ahead log; SQLite does not wait where two processes do so at once, so this does."""
+    end = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except SqliteError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.05)
+        else:
+            return
+
+
 def _sqlite_engine(url: URL) -> Engine:
     if url.database:
         # SQLite gives its log and shared memory the mode of the file.
@@ -228,7 +244,8 @@ def _sqlite_engine(url: URL) -> Engine:
         scope: list[str | None] = [None]
         entry.info["scope"] = scope
         connection.create_function("testudo_scope", 0, lambda: scope[0])
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
+        _write_ahead(connection)
+        for pragma in ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "reset")

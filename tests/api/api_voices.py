@@ -51,9 +51,8 @@ def bearer(key: str | None) -> dict[str, str]:
 
 def make_voice(client: FlaskClient, key: str | None = None) -> tuple[str, str]:
     """Ids of a new consent and a voice under it."""
-    answer = post_consent(client, key)
-    assert answer.status_code == 200, answer.json
-    consent = answer.json["id"]
-    answer = post_voice(client, consent, key)
-    assert answer.status_code == 200, answer.json
-    return consent, answer.json["id"]
+    given = post_consent(client, key)
+    assert given.status_code == 200, given.json
+    made = post_voice(client, given.json["id"], key)
+    assert made.status_code == 200, made.json
+    return given.json["id"], made.json["id"]

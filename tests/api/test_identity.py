@@ -18,7 +18,6 @@ from appliance.identity.apikey import ApiKey
             "",
         ),
         ({}, "?tenant=globex&organization=globex"),
-        ({"Cookie": "tenant=globex"}, ""),
     ],
 )
 def test_the_tenant_is_the_keys(
@@ -29,6 +28,14 @@ def test_the_tenant_is_the_keys(
     query: str,
 ) -> None:
     assert client.post(SPEECH + query, json=speech, headers=headers).status_code == 200
+    assert [request.tenant for request in engine.requests] == ["acme"]
+
+
+def test_the_tenant_is_not_a_cookies(
+    client: FlaskClient, engine: FakeEngine, speech: dict[str, object]
+) -> None:
+    client.set_cookie("tenant", "globex")
+    assert client.post(SPEECH, json=speech).status_code == 200
     assert [request.tenant for request in engine.requests] == ["acme"]
 
 

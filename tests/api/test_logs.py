@@ -10,6 +10,9 @@ import pytest
 from api_server import SPEECH, ApiServer, read_to_end, speech_request
 from api_state import State
 from fake_engine import FakeEngine, chunk, finished, started, tone
+from gunicorn.config import Config
+
+from appliance.api.logs import GunicornLogger
 
 SECRET = "Zwiebelkuchen"
 
@@ -117,3 +120,13 @@ def test_a_server_that_cannot_start_says_why_and_stops(
 def test_gunicorns_own_lines_are_json_too(server: ApiServer) -> None:
     lines = [json.loads(line) for line in server.log.read_text().splitlines()]
     assert any("Listening at" in line["event"] for line in lines)
+
+
+def test_an_error_of_gunicorns_quotes_no_path(capfd: pytest.CaptureFixture[str]) -> None:
+    """As its workers report what fails before the application is called."""
+    logger = GunicornLogger(Config())
+    error = ValueError(SECRET)
+    logger.exception("Error handling request %s", f"/v1/models?q={SECRET}", exc_info=error)
+    line = json.loads(capfd.readouterr().err)
+    assert (line["event"], line["exception"]) == ("Error handling request -", "builtins.ValueError")
+    assert SECRET not in repr(line)

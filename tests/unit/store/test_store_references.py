@@ -33,6 +33,8 @@ OTHERS = {
     "tenant": {"id", "plan_id"},
     "usage": {"tenant_id"},
     "voice": {"tenant_id", "id", "consent_id"},
+    "webhook": {"tenant_id"},
+    "webhook_delivery": {"tenant_id", "id", "job_id", "lease_token", "error_code"},
 }
 
 

@@ -143,6 +143,25 @@ def test_other_suites_are_refused(suite: AlgorithmSuite) -> None:
     assert opening(written(CONTEXT, suite=suite)) == "not_authentic"
 
 
+@pytest.mark.parametrize(
+    "suite",
+    [
+        AlgorithmSuite.AES_256_GCM_IV12_TAG16,
+        AlgorithmSuite.AES_256_GCM_IV12_TAG16_HKDF_SHA256,
+        AlgorithmSuite.AES_128_GCM_IV12_TAG16_HKDF_SHA256,
+    ],
+)
+def test_a_message_that_does_not_commit_is_refused(suite: AlgorithmSuite) -> None:
+    """It keeps its context to itself, as ours do: nothing else is wrong with it."""
+    client = EncryptionSDKClient(commitment_policy=CommitmentPolicy.FORBID_ENCRYPT_ALLOW_DECRYPT)
+    message, header = client.encrypt(
+        source=b"content", materials_manager=ENVELOPE._seals, encryption_context=CONTEXT, algorithm=suite
+    )
+    assert header.encryption_context == {}
+    assert client.decrypt(source=message, materials_manager=ENVELOPE._opens, encryption_context=CONTEXT)[0]
+    assert opening(message) == "not_authentic"
+
+
 def test_a_second_data_key_is_refused() -> None:
     both = MATERIALS.create_multi_keyring(
         CreateMultiKeyringInput(generator=KEYRING, child_keyrings=[aes_keyring("other", os.urandom(32))])
