@@ -52,7 +52,9 @@ def base(listing: str) -> str:
     return f"Debian 12 (bookworm), base-files {version}"
 
 
-def sbom(facts: Mapping[str, Any], dpkg: str, python: str, weights: Mapping[str, Any]) -> str:
+def sbom(
+    facts: Mapping[str, Any], dpkg: str, python: str, weights: Mapping[str, Any], stated: Mapping[str, str]
+) -> str:
     """Return the SBOM as JSON, the same for the same image.
 
     Args:
@@ -60,6 +62,7 @@ def sbom(facts: Mapping[str, Any], dpkg: str, python: str, weights: Mapping[str,
         dpkg: the listing of dpkg-query.
         python: JSON that files/python_packages.py printed.
         weights: the bundle's manifest; its files come with their SHA-256.
+        stated: SPDX ids of the licences of Python packages whose metadata names none.
     """
     licences = LicenseFactory()
     content = json.dumps([facts, dpkg, python, weights], sort_keys=True)
@@ -73,7 +76,7 @@ def sbom(facts: Mapping[str, Any], dpkg: str, python: str, weights: Mapping[str,
         description=f"Built from commit {facts['git_commit']} on {facts['base']}",
     )
     bom.components.update(_debian(dpkg))
-    bom.components.update(_python(json.loads(python), licences))
+    bom.components.update(_python(json.loads(python), licences, stated))
     bom.components.add(_model(weights, facts["version"], licences))
     bom.register_dependency(bom.metadata.component, bom.components)
     return JsonV1Dot6(bom).output_as_string(indent=1) + "\n"
@@ -94,7 +97,9 @@ def _debian(listing: str) -> Iterator[Component]:
         )
 
 
-def _python(packages: list[dict[str, Any]], licences: LicenseFactory) -> Iterator[Component]:
+def _python(
+    packages: list[dict[str, Any]], licences: LicenseFactory, stated: Mapping[str, str]
+) -> Iterator[Component]:
     for package in packages:
         purl = PackageURL("pypi", None, package["name"].lower(), package["version"])
         yield Component(
@@ -103,7 +108,8 @@ def _python(packages: list[dict[str, Any]], licences: LicenseFactory) -> Iterato
             type=ComponentType.LIBRARY,
             bom_ref=purl.to_string(),
             purl=purl,
-            licenses=_python_licences(package, licences),
+            licenses=_python_licences(package, licences)
+            or [licences.make_with_id(stated[name]) for name in [package["name"].lower()] if name in stated],
         )
 
 
