@@ -47,8 +47,8 @@ PROCESSORS: list[structlog.typing.Processor] = [
 
 
 def configure_logging() -> None:
-    """Send structlog's lines to standard error."""
+    """Send structlog's lines to what is standard error when they are written."""
     structlog.configure(
         processors=[*PROCESSORS, structlog.processors.JSONRenderer()],
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),
     )

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 from typing import Any, NoReturn
 
 from flask import Request, current_app
@@ -18,6 +19,7 @@ from appliance.api.engine import RETRY_SECONDS
 from appliance.api.multipart import read_form
 from appliance.api.problems import Problem
 
+DISCARD_SECONDS = 1.0
 LINGER_SECONDS = 2.0
 
 
@@ -84,13 +86,11 @@ class StrictRequest(Request):
         """Read what is left of a body that nginx has read whole before it sent it here.
 
         Gunicorn itself discards less than 64 KiB and else closes a connection that its answer has promised to
-        keep; nginx may have sent somebody else's request into it by then, who would get a 502.
+        keep; nginx may have sent somebody else's request into it by then, who would get a 502. Such a body is
+        here already; one that isn't is left alone soon, since its sender would hold the thread.
         """
         if self.endpoint not in UPLOADS:
-            with suppress(OSError, ParseException):
-                for _ in range(16):
-                    if not self.environ["wsgi.input"].read(65_536):
-                        break
+            self._read_on(DISCARD_SECONDS, 16)
 
     def linger(self) -> None:
         """Once the answer is out, read on until nginx has seen it, for a moment at most.
@@ -99,15 +99,24 @@ class StrictRequest(Request):
         with some of it unread, nginx fails to send the rest, and may tell its caller of that (502) and not of
         the answer. When nginx reads the answer it closes, and there is nothing to read any more.
         """
+        self._read_on(LINGER_SECONDS)
+
+    def _read_on(self, seconds: float, parts: int | None = None) -> None:
         connection = self.environ.get("gunicorn.socket")
-        if connection is None or self.endpoint not in UPLOADS:
+        if connection is None:
             return
-        end = time.monotonic() + LINGER_SECONDS
+        end = time.monotonic() + seconds
+        before = connection.gettimeout()
         with suppress(OSError, ParseException):
-            while (left := end - time.monotonic()) > 0:
-                connection.settimeout(left)
-                if not self.environ["wsgi.input"].read(65_536):
-                    break
+            try:
+                for _ in range(parts) if parts else count():
+                    if (left := end - time.monotonic()) <= 0:
+                        break
+                    connection.settimeout(left)
+                    if not self.environ["wsgi.input"].read(65_536):
+                        break
+            finally:
+                connection.settimeout(before)
 
 
 def read_object(body: bytes) -> dict[str, Any]:

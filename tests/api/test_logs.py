@@ -1,5 +1,6 @@
 """The log of a running server: what is in it, and what never is."""
 
+import io
 import json
 import os
 import subprocess
@@ -7,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import structlog
 from api_server import SPEECH, ApiServer, read_to_end, speech_request
 from api_state import State
 from fake_engine import FakeEngine, chunk, finished, started, tone
 from gunicorn.config import Config
 
 from appliance.api.logs import GunicornLogger
+from appliance.logs import configure_logging
 
 SECRET = "Zwiebelkuchen"
 
@@ -130,3 +133,17 @@ def test_an_error_of_gunicorns_quotes_no_path(capfd: pytest.CaptureFixture[str])
     line = json.loads(capfd.readouterr().err)
     assert (line["event"], line["exception"]) == ("Error handling request -", "builtins.ValueError")
     assert SECRET not in repr(line)
+
+
+def test_lines_go_to_what_is_standard_error_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = structlog.get_config()
+    try:
+        with Path(os.devnull).open("w") as first, monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", first)
+            configure_logging()
+        with io.StringIO() as second, monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", second)
+            structlog.get_logger().info("told")
+            assert json.loads(second.getvalue())["event"] == "told"
+    finally:
+        structlog.configure(**before)

@@ -175,9 +175,10 @@ def test_http_1_0_is_refused(server: ApiServer, engine: FakeEngine, nginx: Gate,
     assert not engine.requests
 
 
+@pytest.mark.parametrize("path", ["voices", "voices/voice_1"])
 @pytest.mark.parametrize("length", ["20 MiB", "chunked"])
 def test_a_refusal_comes_through_while_a_recording_is_still_sent(
-    server: ApiServer, nginx: Gate, length: str
+    server: ApiServer, nginx: Gate, length: str, path: str
 ) -> None:
     """The API answers without reading it, and nginx would say 502 if the connection broke under its hands."""
     part = bytes(65_536)
@@ -188,7 +189,17 @@ def test_a_refusal_comes_through_while_a_recording_is_still_sent(
 
     with nginx.client("tsk_000000000000_wrong") as client:
         statuses = [
-            client.post("/v1/audio/voices", content=body() if length == "chunked" else part * 320).status_code
+            client.post(
+                f"/v1/audio/{path}", content=body() if length == "chunked" else part * 320
+            ).status_code
             for _ in range(20)
         ]
     assert statuses == [401] * 20
+
+
+def test_a_body_that_does_not_come_holds_no_thread(server: ApiServer, nginx: Gate, key: str) -> None:
+    """No recording belongs to this route, so the API waits for none."""
+    with nginx.connect() as connection:
+        head = f"GET /v1/audio/voices HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n"
+        connection.sendall(f"{head}Content-Length: 100000\r\n\r\nx".encode())
+        assert b" 200 " in connection.recv(4096).splitlines()[0]
