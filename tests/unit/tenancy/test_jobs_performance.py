@@ -176,8 +176,15 @@ def test_a_consent_goes_with_the_result(
     finishing: list[tuple[str, str, str | None, str]] = []
 
     def finish(
-        audio: bytes, audio_format: str, *, output_id: str, consent_id: str | None, model: str
+        audio: bytes,
+        audio_format: str,
+        *,
+        output_id: str,
+        consent_id: str | None,
+        model: str,
+        disclosed: bool,
     ) -> bytes:
+        assert not disclosed
         finishing.append((audio_format, output_id, consent_id, model))
         return audio + b"manifest"
 
