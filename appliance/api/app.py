@@ -112,6 +112,7 @@ def create_app(settings: ApiSettings, tenancy: Tenancy, origin: Origin, engine: 
         recent_state(tenancy),
         threading.BoundedSemaphore(settings.max_streams),
         tenancy,
+        standings,
         Quotas(tenancy, standings),
         denials := Denials(tenancy),
         Studio(DecoderSocket(settings.decoder_socket) if settings.decoder_socket else Bubblewrap()),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from appliance.tenancy.origin import Origin
     from appliance.tenancy.quotas import Quotas
     from appliance.tenancy.recordings import Studio
+    from appliance.tenancy.tenants import Standings
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Services:
     state: RecentAnswer[bool]
     streams: threading.BoundedSemaphore
     tenancy: Tenancy
+    standings: Standings
     quotas: Quotas
     denials: Denials
     studio: Studio

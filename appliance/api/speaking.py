@@ -37,6 +37,15 @@ OUTCOMES: dict[str, Outcome] = {
     "consent_ended": "consent_ended",
 }
 
+# Of an answer that begins with the tenant's disclosure, and how OpenAPI describes it.
+DISCLOSED = {"x-disclosure": "spoken"}
+DISCLOSURE_HEADER = {
+    "x-disclosure": {
+        "schema": {"const": "spoken"},
+        "description": "Where the operator has a sentence spoken before all speech of the tenant.",
+    }
+}
+
 
 class Utterance:
     """A context: its end cancels what is unfinished, charges `account` and writes the speech's record."""
@@ -47,6 +56,8 @@ class Utterance:
         self._body = body
         self._account = account
         self._at, self._caller, self._record = services(), caller(), record()
+        # Read once: what the answer says was spoken is what the engine was told.
+        self.disclosure = self._at.standings.require(self._caller.tenant).disclosure
         self._speech: SpeechStream | None = None
         self._stopped = False
 
@@ -89,6 +100,7 @@ class Utterance:
             voice=None if conditioning else self._body.voice_id,
             conditioning=conditioning,
             text=self._body.input,
+            disclosure=self.disclosure,
             seed=None,
             deadline=self._at.settings.synthesis_deadline_seconds,
         )
@@ -115,6 +127,7 @@ class Utterance:
             audio_seconds=self._record.audio_seconds,
             accelerator_seconds=seconds,
             watermarked=bool(speech.watermark),
+            disclosed=self.disclosure is not None,
             outcome=OUTCOMES.get(self._record.outcome, "failed"),
         )
         try:

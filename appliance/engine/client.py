@@ -340,6 +340,7 @@ class EngineClient:
         deadline: float,
         conditioning: bytes | None = None,
         preset: str | None = None,
+        disclosure: str | None = None,
     ) -> SpeechStream:
         """Have `text` spoken and read within `deadline` seconds. Returns at once; the stream raises errors.
 
@@ -347,6 +348,7 @@ class EngineClient:
         the model's, or `conditioning` is what `condition` returned: codes `invalid_voice`, `unknown_voice`,
         `conditioning_stale` (another model has heard it) and `conditioning_invalid`. `seed` is below 2**64.
         `preset` is one of upstream's (`unknown_preset`); without one the model speaks as it is made to.
+        `disclosure`, of at most 200 characters (`disclosure_too_long`), is spoken before the text.
         """
         receipt = secrets.token_hex(16)
         request = SynthesizeRequest(
@@ -358,6 +360,7 @@ class EngineClient:
             text=text,
             seed=seed,
             preset=preset or "",
+            disclosure=disclosure or "",
             receipt=receipt,
         )
         call = self._stub().Synthesize(request, timeout=deadline)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x61ppliance/engine/engine.proto\x12\x11testudo.engine.v1\"\xb6\x01\n\x11SynthesizeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\r\n\x05voice\x18\x04 \x01(\t\x12\x14\n\x0c\x63onditioning\x18\x07 \x01(\x0c\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06preset\x18\x08 \x01(\t\x12\x0f\n\x07receipt\x18\t \x01(\tB\x07\n\x05_seed\"\x8b\x01\n\x12SynthesizeResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.testudo.engine.v1.StartedH\x00\x12\r\n\x03pcm\x18\x02 \x01(\x0cH\x00\x12/\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1b.testudo.engine.v1.FinishedH\x00\x42\x06\n\x04part\"1\n\x07Started\x12\x13\n\x0bsample_rate\x18\x01 \x01(\r\x12\x11\n\twatermark\x18\x02 \x01(\t\"8\n\x08\x46inished\x12\x0f\n\x07samples\x18\x01 \x01(\x04\x12\x1b\n\x13\x61\x63\x63\x65lerator_seconds\x18\x02 \x01(\x01\"[\n\x0c\x43lipsRequest\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.testudo.engine.v1.ClipsHeaderH\x00\x12\x11\n\x07samples\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"b\n\x0b\x43lipsHeader\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07lengths\x18\x04 \x03(\r\x12\x0f\n\x07receipt\x18\x05 \x01(\t\"F\n\x11\x43onditionResponse\x12\x14\n\x0c\x63onditioning\x18\x01 \x01(\x0c\x12\x1b\n\x13\x61\x63\x63\x65lerator_seconds\x18\x02 \x01(\x01\"<\n\x0e\x44\x65tectResponse\x12\r\n\x05score\x18\x01 \x01(\x01\x12\x1b\n\x13\x61\x63\x63\x65lerator_seconds\x18\x02 \x01(\x01\"/\n\x0cUsageRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07receipt\x18\x02 \x01(\t\",\n\rUsageResponse\x12\x1b\n\x13\x61\x63\x63\x65lerator_seconds\x18\x01 \x01(\x01\"\x0f\n\rStatusRequest\"\xc0\x01\n\x0eStatusResponse\x12\r\n\x05ready\x18\x01 \x01(\x08\x12\x19\n\x11self_test_seconds\x18\x02 \x01(\x01\x12\'\n\x05model\x18\x03 \x01(\x0b\x32\x18.testudo.engine.v1.Model\x12\x0e\n\x06voices\x18\x04 \x03(\t\x12\x13\n\x0bsample_rate\x18\x05 \x01(\r\x12\x0f\n\x07version\x18\x06 \x01(\t\x12%\n\x04load\x18\x07 \x01(\x0b\x32\x17.testudo.engine.v1.Load\"`\n\x04Load\x12\x0f\n\x07waiting\x18\x01 \x01(\r\x12\x0f\n\x07streams\x18\x02 \x01(\r\x12\x0f\n\x07workers\x18\x03 \x01(\r\x12\x14\n\x0cworker_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\"H\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0e\n\x06notice\x18\x03 \x01(\t\x12\x14\n\x0cintelligible\x18\x04 \x01(\x08\x32\xa6\x03\n\x06\x45ngine\x12[\n\nSynthesize\x12$.testudo.engine.v1.SynthesizeRequest\x1a%.testudo.engine.v1.SynthesizeResponse0\x01\x12T\n\tCondition\x12\x1f.testudo.engine.v1.ClipsRequest\x1a$.testudo.engine.v1.ConditionResponse(\x01\x12N\n\x06\x44\x65tect\x12\x1f.testudo.engine.v1.ClipsRequest\x1a!.testudo.engine.v1.DetectResponse(\x01\x12J\n\x05Usage\x12\x1f.testudo.engine.v1.UsageRequest\x1a .testudo.engine.v1.UsageResponse\x12M\n\x06Status\x12 .testudo.engine.v1.StatusRequest\x1a!.testudo.engine.v1.StatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x61ppliance/engine/engine.proto\x12\x11testudo.engine.v1\"\xca\x01\n\x11SynthesizeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\r\n\x05voice\x18\x04 \x01(\t\x12\x14\n\x0c\x63onditioning\x18\x07 \x01(\x0c\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06preset\x18\x08 \x01(\t\x12\x0f\n\x07receipt\x18\t \x01(\t\x12\x12\n\ndisclosure\x18\n \x01(\tB\x07\n\x05_seed\"\x8b\x01\n\x12SynthesizeResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.testudo.engine.v1.StartedH\x00\x12\r\n\x03pcm\x18\x02 \x01(\x0cH\x00\x12/\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1b.testudo.engine.v1.FinishedH\x00\x42\x06\n\x04part\"1\n\x07Started\x12\x13\n\x0bsample_rate\x18\x01 \x01(\r\x12\x11\n\twatermark\x18\x02 \x01(\t\"8\n\x08\x46inished\x12\x0f\n\x07samples\x18\x01 \x01(\x04\x12\x1b\n\x13\x61\x63\x63\x65lerator_seconds\x18\x02 \x01(\x01\"[\n\x0c\x43lipsRequest\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.testudo.engine.v1.ClipsHeaderH\x00\x12\x11\n\x07samples\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"b\n\x0b\x43lipsHeader\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07lengths\x18\x04 \x03(\r\x12\x0f\n\x07receipt\x18\x05 \x01(\t\"F\n\x11\x43onditionResponse\x12\x14\n\x0c\x63onditioning\x18\x01 \x01(\x0c\x12\x1b\n\x13\x61\x63\x63\x65lerator_seconds\x18\x02 \x01(\x01\"<\n\x0e\x44\x65tectResponse\x12\r\n\x05score\x18\x01 \x01(\x01\x12\x1b\n\x13\x61\x63\x63\x65lerator_seconds\x18\x02 \x01(\x01\"/\n\x0cUsageRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07receipt\x18\x02 \x01(\t\",\n\rUsageResponse\x12\x1b\n\x13\x61\x63\x63\x65lerator_seconds\x18\x01 \x01(\x01\"\x0f\n\rStatusRequest\"\xc0\x01\n\x0eStatusResponse\x12\r\n\x05ready\x18\x01 \x01(\x08\x12\x19\n\x11self_test_seconds\x18\x02 \x01(\x01\x12\'\n\x05model\x18\x03 \x01(\x0b\x32\x18.testudo.engine.v1.Model\x12\x0e\n\x06voices\x18\x04 \x03(\t\x12\x13\n\x0bsample_rate\x18\x05 \x01(\r\x12\x0f\n\x07version\x18\x06 \x01(\t\x12%\n\x04load\x18\x07 \x01(\x0b\x32\x17.testudo.engine.v1.Load\"`\n\x04Load\x12\x0f\n\x07waiting\x18\x01 \x01(\r\x12\x0f\n\x07streams\x18\x02 \x01(\r\x12\x0f\n\x07workers\x18\x03 \x01(\r\x12\x14\n\x0cworker_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\"H\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0e\n\x06notice\x18\x03 \x01(\t\x12\x14\n\x0cintelligible\x18\x04 \x01(\x08\x32\xa6\x03\n\x06\x45ngine\x12[\n\nSynthesize\x12$.testudo.engine.v1.SynthesizeRequest\x1a%.testudo.engine.v1.SynthesizeResponse0\x01\x12T\n\tCondition\x12\x1f.testudo.engine.v1.ClipsRequest\x1a$.testudo.engine.v1.ConditionResponse(\x01\x12N\n\x06\x44\x65tect\x12\x1f.testudo.engine.v1.ClipsRequest\x1a!.testudo.engine.v1.DetectResponse(\x01\x12J\n\x05Usage\x12\x1f.testudo.engine.v1.UsageRequest\x1a .testudo.engine.v1.UsageResponse\x12M\n\x06Status\x12 .testudo.engine.v1.StatusRequest\x1a!.testudo.engine.v1.StatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,33 +32,33 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'appliance.engine.engine_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SYNTHESIZEREQUEST']._serialized_start=53
-  _globals['_SYNTHESIZEREQUEST']._serialized_end=235
-  _globals['_SYNTHESIZERESPONSE']._serialized_start=238
-  _globals['_SYNTHESIZERESPONSE']._serialized_end=377
-  _globals['_STARTED']._serialized_start=379
-  _globals['_STARTED']._serialized_end=428
-  _globals['_FINISHED']._serialized_start=430
-  _globals['_FINISHED']._serialized_end=486
-  _globals['_CLIPSREQUEST']._serialized_start=488
-  _globals['_CLIPSREQUEST']._serialized_end=579
-  _globals['_CLIPSHEADER']._serialized_start=581
-  _globals['_CLIPSHEADER']._serialized_end=679
-  _globals['_CONDITIONRESPONSE']._serialized_start=681
-  _globals['_CONDITIONRESPONSE']._serialized_end=751
-  _globals['_DETECTRESPONSE']._serialized_start=753
-  _globals['_DETECTRESPONSE']._serialized_end=813
-  _globals['_USAGEREQUEST']._serialized_start=815
-  _globals['_USAGEREQUEST']._serialized_end=862
-  _globals['_USAGERESPONSE']._serialized_start=864
-  _globals['_USAGERESPONSE']._serialized_end=908
-  _globals['_STATUSREQUEST']._serialized_start=910
-  _globals['_STATUSREQUEST']._serialized_end=925
-  _globals['_STATUSRESPONSE']._serialized_start=928
-  _globals['_STATUSRESPONSE']._serialized_end=1120
-  _globals['_LOAD']._serialized_start=1122
-  _globals['_LOAD']._serialized_end=1218
-  _globals['_MODEL']._serialized_start=1220
-  _globals['_MODEL']._serialized_end=1292
-  _globals['_ENGINE']._serialized_start=1295
-  _globals['_ENGINE']._serialized_end=1717
+  _globals['_SYNTHESIZEREQUEST']._serialized_end=255
+  _globals['_SYNTHESIZERESPONSE']._serialized_start=258
+  _globals['_SYNTHESIZERESPONSE']._serialized_end=397
+  _globals['_STARTED']._serialized_start=399
+  _globals['_STARTED']._serialized_end=448
+  _globals['_FINISHED']._serialized_start=450
+  _globals['_FINISHED']._serialized_end=506
+  _globals['_CLIPSREQUEST']._serialized_start=508
+  _globals['_CLIPSREQUEST']._serialized_end=599
+  _globals['_CLIPSHEADER']._serialized_start=601
+  _globals['_CLIPSHEADER']._serialized_end=699
+  _globals['_CONDITIONRESPONSE']._serialized_start=701
+  _globals['_CONDITIONRESPONSE']._serialized_end=771
+  _globals['_DETECTRESPONSE']._serialized_start=773
+  _globals['_DETECTRESPONSE']._serialized_end=833
+  _globals['_USAGEREQUEST']._serialized_start=835
+  _globals['_USAGEREQUEST']._serialized_end=882
+  _globals['_USAGERESPONSE']._serialized_start=884
+  _globals['_USAGERESPONSE']._serialized_end=928
+  _globals['_STATUSREQUEST']._serialized_start=930
+  _globals['_STATUSREQUEST']._serialized_end=945
+  _globals['_STATUSRESPONSE']._serialized_start=948
+  _globals['_STATUSRESPONSE']._serialized_end=1140
+  _globals['_LOAD']._serialized_start=1142
+  _globals['_LOAD']._serialized_end=1238
+  _globals['_MODEL']._serialized_start=1240
+  _globals['_MODEL']._serialized_end=1312
+  _globals['_ENGINE']._serialized_start=1315
+  _globals['_ENGINE']._serialized_end=1737
 # @@protoc_insertion_point(module_scope)

@@ -31,6 +31,7 @@ class SynthesizeRequest(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     PRESET_FIELD_NUMBER: _builtins.int
     RECEIPT_FIELD_NUMBER: _builtins.int
+    DISCLOSURE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     tenant: _builtins.str
     """The tenant of the verified caller, asserted by the API."""
@@ -44,6 +45,8 @@ class SynthesizeRequest(_message.Message):
     """Name of a preset; empty for what the bundle is made for."""
     receipt: _builtins.str
     """A random name for this call, by which its `Usage` can be asked for; empty for none."""
+    disclosure: _builtins.str
+    """The tenant's spoken disclosure, asserted by the API: spoken before the text, of at most 200 characters."""
     def __init__(
         self,
         *,
@@ -56,10 +59,11 @@ class SynthesizeRequest(_message.Message):
         seed: _builtins.int | None = ...,
         preset: _builtins.str = ...,
         receipt: _builtins.str = ...,
+        disclosure: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "conditioning", b"conditioning", "model", b"model", "preset", b"preset", "receipt", b"receipt", "request_id", b"request_id", "seed", b"seed", "tenant", b"tenant", "text", b"text", "voice", b"voice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "conditioning", b"conditioning", "disclosure", b"disclosure", "model", b"model", "preset", b"preset", "receipt", b"receipt", "request_id", b"request_id", "seed", b"seed", "tenant", b"tenant", "text", b"text", "voice", b"voice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015

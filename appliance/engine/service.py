@@ -43,6 +43,7 @@ from appliance.engine.engine_pb2 import (
 from appliance.engine.engine_pb2_grpc import EngineServicer
 from appliance.engine.supervisor import (
     MAX_CONDITIONING_BYTES,
+    MAX_DISCLOSURE_CHARACTERS,
     WORK,
     Account,
     OverError,
@@ -207,6 +208,7 @@ class EngineService(EngineServicer):
             voice=request.voice,
             conditioning=request.conditioning,
             preset=request.preset,
+            disclosure=request.disclosure,
             seed=request.seed if request.HasField("seed") else None,
         )
         try:
@@ -308,6 +310,9 @@ class EngineService(EngineServicer):
         limit = self._settings.max_input_characters
         if len(request.text) > limit:
             raise _rejection("input", "input_too_long", f"input is longer than {limit} characters")
+        if len(request.disclosure) > MAX_DISCLOSURE_CHARACTERS:
+            complaint = f"the disclosure is longer than {MAX_DISCLOSURE_CHARACTERS} characters"
+            raise _rejection("disclosure", "disclosure_too_long", complaint)
 
 
 async def _header(requests: AsyncIterator[ClipsRequest]) -> ClipsHeader:

@@ -49,6 +49,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 CAUSE = re.compile(r"[A-Za-z_]\w{0,79}( at [\w.-]{1,80}:\d{1,7})?", re.ASCII)
 MAX_MESSAGE_CHARACTERS = 500
 MAX_CONDITIONING_BYTES = 32 * 1024
+MAX_DISCLOSURE_CHARACTERS = 200
 # Calls whose cost is still known after their end.
 MAX_ACCOUNTS = 4096
 # Work per character, roughly: candidates and diffusion steps of a preset by those of `ultra_fast`.
@@ -120,20 +121,25 @@ class Job:
 
 @dataclass(eq=False, kw_only=True)
 class Utterance(Job):
-    """A text to be spoken by a built-in `voice`, or else by one of these bytes of `conditioning`."""
+    """A text to be spoken by a built-in `voice`, or else by one of these bytes of `conditioning`.
+
+    `disclosure` is spoken before it.
+    """
 
     text: str
     voice: str = ""
     conditioning: bytes = b""
     preset: str = ""
+    disclosure: str = ""
     seed: int | None = None
     samples: int = 0
     marked: bool = False
 
     @property
     def characters(self) -> int:
-        """Length of the text, as far as it is still to be spoken or was, weighed by its preset."""
-        return 0 if self.abandoned and not self.ended else len(self.text) * WORK[self.preset]
+        """Length of disclosure and text, as far as still to be spoken or spoken, weighed by the preset."""
+        length = len(self.disclosure) + len(self.text)
+        return 0 if self.abandoned and not self.ended else length * WORK[self.preset]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -373,6 +379,7 @@ class Supervisor:
             voice=utterance.voice,
             conditioning=utterance.conditioning,
             preset=utterance.preset,
+            disclosure=utterance.disclosure,
             seed=utterance.seed,
             deadline=utterance.deadline,
         )

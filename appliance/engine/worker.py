@@ -171,6 +171,7 @@ class Worker:
                 options=PRESETS[asked.preset] if asked.preset else None,
                 seed=asked.seed if asked.HasField("seed") else None,
                 cancelled=partial(self._stop, utterance),
+                disclosure=asked.disclosure,
             )
             requests[len(requests)] = utterance, request
         return requests

@@ -261,6 +261,7 @@ class Speak(_message.Message):
     DEADLINE_FIELD_NUMBER: _builtins.int
     CONDITIONING_FIELD_NUMBER: _builtins.int
     PRESET_FIELD_NUMBER: _builtins.int
+    DISCLOSURE_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     text: _builtins.str
     voice: _builtins.str
@@ -270,6 +271,8 @@ class Speak(_message.Message):
     """By CLOCK_MONOTONIC, which all processes of a machine share."""
     conditioning: _builtins.bytes
     preset: _builtins.str
+    disclosure: _builtins.str
+    """Spoken before the text, as utterances of its own."""
     def __init__(
         self,
         *,
@@ -280,10 +283,11 @@ class Speak(_message.Message):
         deadline: _builtins.float = ...,
         conditioning: _builtins.bytes = ...,
         preset: _builtins.str = ...,
+        disclosure: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "conditioning", b"conditioning", "deadline", b"deadline", "id", b"id", "preset", b"preset", "seed", b"seed", "text", b"text", "voice", b"voice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "conditioning", b"conditioning", "deadline", b"deadline", "disclosure", b"disclosure", "id", b"id", "preset", b"preset", "seed", b"seed", "text", b"text", "voice", b"voice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015

@@ -62,8 +62,9 @@ class Engine(Protocol):
         seed: int | None,
         deadline: float,
         conditioning: bytes | None = None,
+        disclosure: str | None = None,
     ) -> SpeechStream:
-        """Have a text spoken."""
+        """Have a text spoken, after the disclosure."""
 
     def condition(
         self, *, request_id: str, tenant: str, model: str, clips: Sequence[bytes], deadline: float
@@ -75,7 +76,14 @@ class Finish(Protocol):
     """Adds to a finished file what tells of its origin."""
 
     def __call__(
-        self, audio: bytes, audio_format: str, *, output_id: str, consent_id: str | None, model: str
+        self,
+        audio: bytes,
+        audio_format: str,
+        *,
+        output_id: str,
+        consent_id: str | None,
+        model: str,
+        disclosed: bool,
     ) -> bytes:
         """Return the file with it. `audio_format` is a name of `appliance.audio.FORMATS`."""
 

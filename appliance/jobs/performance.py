@@ -68,6 +68,20 @@ class Workshop:
 
 
 @dataclass(frozen=True)
+class _Task:
+    """What is to be spoken for whom, as the output of the id `speech`, after the tenant's `disclosure`."""
+
+    payload: Payload
+    tenant: str
+    speech: str
+    disclosure: str | None
+
+    @property
+    def disclosed(self) -> bool:
+        return self.disclosure is not None
+
+
+@dataclass(frozen=True)
 class _Sound:
     """A finished file and what is known of it."""
 
@@ -137,13 +151,16 @@ def _carry_out(workshop: Workshop, lease: Lease, watch: Watch) -> None:
     watch.ask(lambda: workshop.gate.admit(tenancy, principal, order.voice))
 
     speech = output_id(lease.id, lease.token)
-    sound = _speak(workshop, payload, permit, tenant=lease.tenant, speech=speech, watch=watch)
+    # As of now and not of the submission: what an operator has set holds for all that is spoken from then on.
+    task = _Task(payload, lease.tenant, speech, tenant.disclosure)
+    sound = _speak(workshop, task, permit, watch)
     key = tenancy.put_object(sound.file, tenant=lease.tenant, kind=OUTPUT, id=speech)
     now = tenancy.now()
     details = {
         "format": order.audio_format,
         "model": order.model,
         "milliseconds": sound.milliseconds,
+        "disclosed": task.disclosed,
         "created_at": now.isoformat(),
     }
     row = Speech(
@@ -167,6 +184,7 @@ def _carry_out(workshop: Workshop, lease: Lease, watch: Watch) -> None:
         characters=len(order.text),
         milliseconds=sound.milliseconds,
         watermarked=sound.watermarked,
+        disclosed=task.disclosed or None,
         outcome="complete",
     )
     try:
@@ -183,42 +201,38 @@ def _carry_out(workshop: Workshop, lease: Lease, watch: Watch) -> None:
         raise
 
 
-def _speak(
-    workshop: Workshop, payload: Payload, permit: Permit, *, tenant: str, speech: str, watch: Watch
-) -> _Sound:
+def _speak(workshop: Workshop, task: _Task, permit: Permit, watch: Watch) -> _Sound:
     try:
-        return _spoken(workshop, payload, permit, tenant=tenant, speech=speech, watch=watch)
+        return _spoken(workshop, task, permit, watch)
     except EngineRejected as error:
         if error.code != STALE or permit.conditioning is None:
             raise
 
     def ear(tenant: str, clips: Sequence[bytes]) -> bytes:
         heard = workshop.engine.condition(
-            request_id=speech,
+            request_id=task.speech,
             tenant=tenant,
-            model=payload.order.model,
+            model=task.payload.order.model,
             clips=clips,
             deadline=workshop.settings.synthesis_deadline_seconds,
         )
         _charge(workshop.tenancy, tenant, round(1000 * heard.accelerator_seconds))
         return heard.conditioning
 
-    heard = workshop.gate.hear_anew(workshop.tenancy, tenant, payload.order.voice, ear)
-    anew = _Anew(heard, permit.consent_id)
-    return _spoken(workshop, payload, anew, tenant=tenant, speech=speech, watch=watch)
+    heard = workshop.gate.hear_anew(workshop.tenancy, task.tenant, task.payload.order.voice, ear)
+    return _spoken(workshop, task, _Anew(heard, permit.consent_id), watch)
 
 
-def _spoken(
-    workshop: Workshop, payload: Payload, permit: Permit, *, tenant: str, speech: str, watch: Watch
-) -> _Sound:
-    order = payload.order
+def _spoken(workshop: Workshop, task: _Task, permit: Permit, watch: Watch) -> _Sound:
+    order = task.payload.order
     stream = workshop.engine.synthesize(
-        request_id=speech,
-        tenant=tenant,
+        request_id=task.speech,
+        tenant=task.tenant,
         model=order.model,
         voice=permit.voice,
         conditioning=permit.conditioning,
         text=order.text,
+        disclosure=task.disclosure,
         seed=None,
         deadline=workshop.settings.synthesis_deadline_seconds,
     )
@@ -227,7 +241,7 @@ def _spoken(
             pcm = b"".join(stream)
     except Exception:
         with suppress(EngineError):
-            _charge(workshop.tenancy, tenant, round(1000 * stream.accelerator_seconds))
+            _charge(workshop.tenancy, task.tenant, round(1000 * stream.accelerator_seconds))
         raise
     if not pcm:
         raise EngineFailed("the engine ended a speech without a sample")
@@ -236,9 +250,10 @@ def _spoken(
         file=workshop.finish(
             encoded,
             order.audio_format,
-            output_id=speech,
+            output_id=task.speech,
             consent_id=permit.consent_id,
             model=order.model,
+            disclosed=task.disclosed,
         ),
         milliseconds=round(1000 * len(pcm) / (audio.BYTES_PER_SAMPLE * stream.sample_rate)),
         accelerator_ms=round(1000 * stream.accelerator_seconds),

@@ -59,12 +59,16 @@ class Page:
 
 @dataclass(frozen=True)
 class Output:
-    """What a job has made: a whole file, of a format of `appliance.audio.FORMATS`."""
+    """What a job has made: a whole file, of a format of `appliance.audio.FORMATS`.
+
+    `disclosed`: it begins with the tenant's disclosure.
+    """
 
     id: str
     consent_id: str | None
     audio_format: str
     audio: bytes
+    disclosed: bool
 
 
 def get(tenancy: Tenancy, tenant: str, job: str) -> SpeechJob:
@@ -116,7 +120,7 @@ def content(tenancy: Tenancy, tenant: str, job: str) -> Output:
         audio = tenancy.get_object(speech.object, tenant=tenant)
     except ObjectMissingError:
         raise JobError("job_has_no_audio", "the job's audio has been erased") from None
-    return Output(speech.id, speech.consent_id, details["format"], audio)
+    return Output(speech.id, speech.consent_id, details["format"], audio, details.get("disclosed", False))
 
 
 def cancel(tenancy: Tenancy, tenant: str, job: str) -> SpeechJob:

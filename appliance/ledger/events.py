@@ -83,6 +83,18 @@ class TenantResumed(Event):
     kind = "tenant.resumed"
 
 
+class DisclosureSet(Event):
+    """A sentence of the operator's is spoken before all speech of the tenant; its words are not kept here."""
+
+    kind = "disclosure.set"
+
+
+class DisclosureRemoved(Event):
+    """Nothing is spoken before the tenant's speech any more."""
+
+    kind = "disclosure.removed"
+
+
 class TenantClosed(Event):
     """A tenant was closed; nothing of it can be used any more."""
 
@@ -169,7 +181,10 @@ class VoiceDeleted(Event):
 
 
 class SpeechCreated(Event):
-    """Speech was made. Lengths only: `characters` of text, `milliseconds` of sound, and how it ended."""
+    """Speech was made. Lengths only: `characters` of text, `milliseconds` of sound, and how it ended.
+
+    `disclosed`: the tenant's disclosure was spoken before it.
+    """
 
     kind = "speech.created"
     speech: SpeechId
@@ -179,6 +194,7 @@ class SpeechCreated(Event):
     characters: Count
     milliseconds: Count
     watermarked: bool
+    disclosed: bool | None = None
     outcome: Literal["complete", "cancelled", "consent_ended", "failed"]
 
 
@@ -281,6 +297,8 @@ KINDS: Final[Mapping[str, type[Event]]] = {
         TenantCreated,
         TenantSuspended,
         TenantResumed,
+        DisclosureSet,
+        DisclosureRemoved,
         TenantClosed,
         PlanChanged,
         RolesChanged,

@@ -51,6 +51,8 @@ class Claim:
     model: str
     # None where no consent was needed, as for a built-in voice.
     consent_sha256: str | None = None
+    # It begins with the spoken disclosure of its tenant.
+    disclosed: bool = False
 
     def __post_init__(self) -> None:
         for field, value in (("output_id", self.output_id), ("model", self.model)):
@@ -60,6 +62,8 @@ class Claim:
             not isinstance(self.consent_sha256, str) or not DIGEST.fullmatch(self.consent_sha256)
         ):
             raise ProvenanceError("claim_invalid", "consent_sha256 is not a SHA-256 in lower-case hex")
+        if not isinstance(self.disclosed, bool):
+            raise ProvenanceError("claim_invalid", "disclosed is neither true nor false")
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,12 @@ def read(audio: bytes, audio_format: str, roots: str) -> Credentials | None:
 
 
 def _definition(claim: Claim) -> str:
-    facts = {"output_id": claim.output_id, "model": claim.model, "consent_id_sha256": claim.consent_sha256}
+    facts = {
+        "output_id": claim.output_id,
+        "model": claim.model,
+        "consent_id_sha256": claim.consent_sha256,
+        "spoken_disclosure": claim.disclosed,
+    }
     created = {
         "action": "c2pa.created",
         "digitalSourceType": TRAINED_MEDIA,
@@ -167,7 +176,12 @@ def _claim(manifest: dict[str, Any]) -> Claim | None:
         if assertion.get("label") == ASSERTION:
             facts = assertion["data"]
             try:
-                return Claim(facts["output_id"], facts["model"], facts.get("consent_id_sha256"))
+                return Claim(
+                    facts["output_id"],
+                    facts["model"],
+                    facts.get("consent_id_sha256"),
+                    facts.get("spoken_disclosure", False),
+                )
             except (ProvenanceError, KeyError, TypeError, AttributeError):
                 return None
     return None

@@ -45,7 +45,7 @@ class Report:
     Attributes:
         score: 0 to 1, None where nothing could be measured.
         found, not_found: the thresholds the score was held against.
-        output_id, model, consent_sha256: as the manifest says, where it is valid.
+        output_id, model, consent_sha256, disclosed: as the manifest says, where it is valid.
         faults: codes of what is wrong with a manifest that is not.
     """
 
@@ -55,6 +55,7 @@ class Report:
     output_id: str | None = None
     model: str | None = None
     consent_sha256: str | None = None
+    disclosed: bool | None = None
     faults: tuple[str, ...] = ()
     found: float = FOUND
     not_found: float = NOT_FOUND
@@ -78,7 +79,15 @@ def examine(
     if credentials.claim is None:
         return Report(watermark, score, Manifest.INVALID, faults=credentials.faults)
     claim = credentials.claim
-    return Report(watermark, score, Manifest.VALID, claim.output_id, claim.model, claim.consent_sha256)
+    return Report(
+        watermark,
+        score,
+        Manifest.VALID,
+        claim.output_id,
+        claim.model,
+        claim.consent_sha256,
+        claim.disclosed,
+    )
 
 
 def _watermark(

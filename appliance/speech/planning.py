@@ -34,13 +34,14 @@ class Conditioning:
 
 @dataclass(frozen=True, slots=True)
 class SpeechRequest:
-    """What `Synthesizer.stream` takes, for a batch."""
+    """What `Synthesizer.stream` takes, for a batch. `disclosure` is spoken before the text."""
 
     text: str
     voice: Conditioning
     options: SynthesisOptions | None = None
     seed: int | None = None
     cancelled: Callable[[], bool] = lambda: False
+    disclosure: str = ""
 
 
 class Latch:
@@ -93,6 +94,8 @@ def plan(request: SpeechRequest, config: ModelConfig) -> Plan:
     if not texts:
         message = "the text has no letter or digit that could be spoken"
         raise SpeechError("text", "input_not_speakable", message)
+    # Cut apart from the text, so that no text can join it, change how it is read, or stand for it.
+    texts = [*utterances(request.disclosure), *texts]
     return Plan(texts, request.voice, options, chosen(request.seed), Latch(request.cancelled))
 
 

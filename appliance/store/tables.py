@@ -140,6 +140,7 @@ class Metric(StrEnum):
     ACCELERATOR = "accelerator_ms"
 
 
+DISCLOSURE_CHARACTERS = 200
 Name = String(63)
 Id = String(40)
 
@@ -201,9 +202,15 @@ class Plan(Base):
 
 
 class Tenant(Base):
-    """A department or client. The row outlives an erasure, as its ledger does."""
+    """A department or client. The row outlives an erasure, as its ledger does.
+
+    `disclosure` is spoken before all speech of the tenant, and so known to whoever hears it.
+    """
 
     __tablename__ = "tenant"
+    __table_args__ = (
+        CheckConstraint(f"length(disclosure) BETWEEN 1 AND {DISCLOSURE_CHARACTERS}", name="disclosure"),
+    )
 
     id: Mapped[str] = mapped_column(Name, primary_key=True)
     plan_id: Mapped[str] = mapped_column(Name, ForeignKey("plan.id", **DEFERRED))
@@ -212,6 +219,7 @@ class Tenant(Base):
     )
     created_at: Mapped[datetime]
     retention_days: Mapped[int | None]
+    disclosure: Mapped[str | None] = mapped_column(String(DISCLOSURE_CHARACTERS))
 
 
 class Principal(TenantOwned, Base):

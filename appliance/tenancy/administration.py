@@ -16,6 +16,7 @@ class AdministrationError(Exception):
     | code | meaning |
     |---|---|
     | `bad_name` | a tenant, plan or subject is not named as names are |
+    | `bad_disclosure` | a spoken disclosure is none that can be spoken |
     | `bad_limit` | a limit, a term or a time is out of its range |
     | `tenant_reserved` | the tenant is the appliance's own |
     | `tenant_exists`, `plan_exists` | the name is taken |

@@ -303,7 +303,7 @@ def _close(tenancy: Tenancy, tenant: str, identifier: str) -> bool:
         row.state = ErasureState.RUNNING
     with tenancy.store.operator_session() as operator:
         for statement in (
-            update(Tenant).where(Tenant.id == tenant).values(state=TenantState.ERASED),
+            update(Tenant).where(Tenant.id == tenant).values(state=TenantState.ERASED, disclosure=None),
             delete(Usage).where(Usage.tenant_id == tenant),
             delete(LegalHold).where(LegalHold.tenant_id == tenant),
             delete(StreamLease).where(StreamLease.tenant_id == tenant),

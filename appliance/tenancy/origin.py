@@ -29,7 +29,14 @@ class Origin:
             raise TenancySettingsError(f"TESTUDO_C2PA: {error}; run `testudo credentials`") from None
 
     def finish(
-        self, audio: bytes, audio_format: str, *, output_id: str, consent_id: str | None, model: str
+        self,
+        audio: bytes,
+        audio_format: str,
+        *,
+        output_id: str,
+        consent_id: str | None,
+        model: str,
+        disclosed: bool,
     ) -> bytes:
         """Put a manifest into a finished file, where its format can hold one; other files stay as they are.
 
@@ -38,4 +45,4 @@ class Origin:
         if audio_format not in MEDIA_TYPES:
             return audio
         consent = consent_hash(consent_id) if consent_id else None
-        return self._signer.sign(audio, audio_format, Claim(output_id, model, consent))
+        return self._signer.sign(audio, audio_format, Claim(output_id, model, consent, disclosed))

@@ -21,12 +21,16 @@ Outcome = Literal["complete", "cancelled", "consent_ended", "failed"]
 
 @dataclass(frozen=True)
 class Spoken:
-    """A speech that has ended: characters of text, seconds of sound and of the accelerator."""
+    """A speech that has ended: characters of text, seconds of sound and of the accelerator.
+
+    `disclosed`: the tenant's disclosure came before it.
+    """
 
     characters: int
     audio_seconds: float
     accelerator_seconds: float
     watermarked: bool
+    disclosed: bool
     outcome: Outcome
 
 
@@ -85,6 +89,7 @@ def _record(
                 characters=spoken.characters,
                 milliseconds=round(1000 * spoken.audio_seconds),
                 watermarked=spoken.watermarked,
+                disclosed=spoken.disclosed or None,
                 outcome=spoken.outcome,
             ),
         )

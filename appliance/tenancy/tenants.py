@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
-from appliance.ledger.events import TenantCreated, TenantResumed, TenantSuspended
+from appliance.ledger.events import (
+    DisclosureRemoved,
+    DisclosureSet,
+    TenantCreated,
+    TenantResumed,
+    TenantSuspended,
+)
 from appliance.store.ids import TENANT
 from appliance.store.tables import Plan, Tenant, TenantState
 from appliance.store.wall import lock
 from appliance.tenancy import trail
 from appliance.tenancy.administration import AdministrationError, checked_name
+from appliance.tenancy.disclosure import checked_disclosure
 from appliance.tenancy.house import SYSTEM_TENANT
 from appliance.tenancy.plans import STANDARD, Limits, limits_of
 from appliance.tenancy.recent import Recent
@@ -29,21 +36,26 @@ DEFAULT_TENANT = "default"
 
 @dataclass(frozen=True)
 class TenantRecord:
-    """A tenant as an operator sees it. `retention_days` is its own term where it has a shorter one."""
+    """A tenant as an operator sees it.
+
+    `retention_days` is its own term where it has a shorter one, `disclosure` what is spoken first.
+    """
 
     id: str
     plan: str
     state: TenantState
     created_at: datetime
     retention_days: int | None
+    disclosure: str | None
 
 
 @dataclass(frozen=True)
 class Standing:
-    """What a served tenant may use."""
+    """What a served tenant may use, and what is spoken before its speech."""
 
     plan: str
     limits: Limits
+    disclosure: str | None
 
 
 class TenantNotServedError(Exception):
@@ -76,12 +88,15 @@ def standing(tenancy: Tenancy, tenant: str) -> Standing | None:
     if tenant == SYSTEM_TENANT or not TENANT.fullmatch(tenant):
         return None
     with tenancy.store.session(tenant, read_only=True) as session:
-        plan = session.scalars(
-            select(Plan)
+        found = session.execute(
+            select(Plan, Tenant.disclosure)
             .join(Tenant, Tenant.plan_id == Plan.id)
             .where(Tenant.id == tenant, Tenant.state == TenantState.ACTIVE)
         ).one_or_none()
-        return None if plan is None else Standing(plan.id, limits_of(plan))
+        if found is None:
+            return None
+        plan, disclosure = found
+        return Standing(plan.id, limits_of(plan), disclosure)
 
 
 def require_served(tenancy: Tenancy, tenant: str) -> None:
@@ -150,12 +165,27 @@ def resume(tenancy: Tenancy, tenant: str, *, actor: str) -> bool:
     return _turn(tenancy, tenant, TenantState.ACTIVE, TenantResumed(actor=actor))
 
 
+def set_disclosure(tenancy: Tenancy, tenant: str, sentence: str | None, *, actor: str) -> bool:
+    """Have a sentence spoken before all speech of a tenant, or with None nothing; False where that is so.
+
+    Processes that serve see it as they see a suspension. Raises AdministrationError: as `checked_disclosure`.
+    """
+    refuse_reserved(tenant)
+    disclosure = None if sentence is None else checked_disclosure(sentence)
+    event = DisclosureRemoved(actor=actor) if disclosure is None else DisclosureSet(actor=actor)
+    with tenancy.store.operator_session() as session:
+        row = _require_whole(session, tenant)
+        if row.disclosure == disclosure:
+            return False
+        row.disclosure = disclosure
+        trail.append_as_operator(session, tenant, event, tenancy.now())
+        return True
+
+
 def _turn(tenancy: Tenancy, tenant: str, state: TenantState, event: TenantSuspended | TenantResumed) -> bool:
     refuse_reserved(tenant)
     with tenancy.store.operator_session() as session:
-        row = _require(session, tenant)
-        if row.state is TenantState.ERASED:
-            raise AdministrationError("tenant_erased", f"{tenant} is erased for ever")
+        row = _require_whole(session, tenant)
         if row.state is state:
             return False
         row.state = state
@@ -178,5 +208,12 @@ def _require(session: Session, tenant: str) -> Tenant:
     return row
 
 
+def _require_whole(session: Session, tenant: str) -> Tenant:
+    row = _require(session, tenant)
+    if row.state is TenantState.ERASED:
+        raise AdministrationError("tenant_erased", f"{tenant} is erased for ever")
+    return row
+
+
 def _record(row: Tenant) -> TenantRecord:
-    return TenantRecord(row.id, row.plan_id, row.state, row.created_at, row.retention_days)
+    return TenantRecord(row.id, row.plan_id, row.state, row.created_at, row.retention_days, row.disclosure)

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 from api_server import BODY, ApiServer
-from api_state import State
+from api_state import ACTOR, State
 from fake_engine import FakeEngine, speak_and_wait, tone
 from flask.testing import FlaskClient
 
 from appliance.identity.principal import Scope
 from appliance.jobs.worker import main  # noqa: F401 - the command that is run below
 from appliance.store.ids import new_id
+from appliance.tenancy import tenants
 
 JOBS = "/v1/audio/speech/jobs"
 SECRET = "Zanzibar quokkas whisper."
@@ -236,3 +237,19 @@ def test_a_job_is_counted_once_and_refused_when_nothing_is_left(client: FlaskCli
     refused = client.post(JOBS, json=ORDER, headers=headers | {"Idempotency-Key": "l"})
     assert code(refused) == (429, "quota_characters")
     assert len(client.get(JOBS, headers=headers).json["data"]) == 1
+
+
+def test_a_jobs_file_says_that_it_begins_with_the_disclosure(
+    client: FlaskClient, state: State, engine: FakeEngine, jobs: JobsServer
+) -> None:
+    client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {state.tenant('told')}"
+    tenants.set_disclosure(state.tenancy, "told", "Made by a machine.", actor=ACTOR)
+    refused = client.post(JOBS, json=ORDER | {"disclosure": ""})
+    assert code(refused) == (400, "unknown_field")
+    job = client.post(JOBS, json=ORDER).json["id"]
+    assert ended(client, job)["status"] == "succeeded"
+    file = client.get(f"{JOBS}/{job}/content", headers={"x-disclosure": "off"})
+    assert (file.status_code, file.headers["x-disclosure"]) == (200, "spoken")
+    assert (engine.requests[-1].disclosure, engine.requests[-1].text) == ("Made by a machine.", SECRET)
+    sent = {"file": (io.BytesIO(file.data), "x.wav")}
+    assert client.post("/v1/audio/provenance/verify", data=sent).json["c2pa"]["spoken_disclosure"] is True

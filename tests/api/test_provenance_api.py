@@ -27,7 +27,7 @@ def test_a_file_of_ours_names_its_output_and_its_consent(
 ) -> None:
     output, consent = new_id("out"), new_id("cons")
     ours = state.origin.finish(
-        recording(), "wav", output_id=output, consent_id=consent, model="tortoise-tiny"
+        recording(), "wav", output_id=output, consent_id=consent, model="tortoise-tiny", disclosed=True
     )
     answer = client.post(VERIFY, data={"file": file(ours, "../../etc/passwd")})
     assert answer.status_code == 200
@@ -36,6 +36,7 @@ def test_a_file_of_ours_names_its_output_and_its_consent(
         "output_id": output,
         "model": "tortoise-tiny",
         "consent_id_sha256": hashlib.sha256(consent.encode()).hexdigest(),
+        "spoken_disclosure": True,
         "faults": [],
     }
     assert (answer.json["watermark"]["verdict"], answer.json["watermark"]["score"]) == ("found", 0.95)
@@ -46,13 +47,16 @@ def test_a_file_of_ours_names_its_output_and_its_consent(
 
 def test_a_changed_file_is_not_valid(client: FlaskClient, engine: FakeEngine, state: State) -> None:
     ours = bytearray(
-        state.origin.finish(recording(), "wav", output_id=new_id("out"), consent_id=None, model="m")
+        state.origin.finish(
+            recording(), "wav", output_id=new_id("out"), consent_id=None, model="m", disclosed=True
+        )
     )
     ours[1000] ^= 1
     engine.score = 0.1
     answer = client.post(VERIFY, data={"file": file(bytes(ours))})
     assert answer.json["c2pa"]["verdict"] == "invalid"
     assert answer.json["c2pa"]["output_id"] is None
+    assert answer.json["c2pa"]["spoken_disclosure"] is None
     assert answer.json["c2pa"]["faults"]
     assert answer.json["watermark"]["verdict"] == "not_found"
 

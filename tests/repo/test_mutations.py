@@ -23,7 +23,7 @@ ATTACKS = {
     *("tenant-from-request", "foreign-ids", "tenant-walls", "swapped-ciphertexts", "voice-names"),
     *("hostile-recordings", "decoder-escape", "oversized-requests", "forged-tokens", "replayed-proofs"),
     *("key-guessing", "missing-scope", "consent-ended", "quotas", "idempotency", "ledger-edited"),
-    *("forged-receipts", "log-leaks", "erasure-evaded"),
+    *("forged-receipts", "log-leaks", "erasure-evaded", "disclosure-evaded"),
 }
 
 

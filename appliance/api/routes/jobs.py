@@ -26,6 +26,7 @@ from appliance.api.schemas import (
     SpeechJobList,
     SpeechRequest,
 )
+from appliance.api.speaking import DISCLOSED, DISCLOSURE_HEADER
 from appliance.api.voice_schemas import PageQuery
 from appliance.audio import FORMATS
 from appliance.identity.principal import Scope
@@ -131,6 +132,7 @@ def retrieve_speech_job(path: JobPath) -> Response:
             "description": "The whole file.",
             "headers": {
                 "x-output-id": {"schema": {"type": "string"}},
+                **DISCLOSURE_HEADER,
                 "x-consent-id": {"schema": {"type": "string"}, "description": "For a person's voice."},
                 "ETag": {"schema": {"type": "string"}},
             },
@@ -152,6 +154,8 @@ def retrieve_speech_job_content(path: JobPath) -> Response:
     record().format = output.audio_format
     response = Response(output.audio, content_type=FORMATS[output.audio_format].media_type)
     response.headers["x-output-id"] = output.id
+    if output.disclosed:
+        response.headers.update(DISCLOSED)
     if output.consent_id is not None:
         response.headers["x-consent-id"] = output.consent_id
     response.set_etag(output.id)

@@ -56,6 +56,7 @@ class ManifestVerdict(BaseModel):
     output_id: str | None
     model: str | None
     consent_id_sha256: str | None
+    spoken_disclosure: bool | None = Field(description="null where no manifest is valid.")
     faults: list[str]
 
 
@@ -82,6 +83,7 @@ class Provenance(BaseModel):
                 output_id=report.output_id,
                 model=report.model,
                 consent_id_sha256=report.consent_sha256,
+                spoken_disclosure=report.disclosed,
                 faults=list(report.faults),
             ),
             notice=NO_PROOF,

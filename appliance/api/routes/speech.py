@@ -24,7 +24,7 @@ from appliance.api.context import caller, record, services
 from appliance.api.engine import RETRY_SECONDS
 from appliance.api.problems import Problem, documented
 from appliance.api.schemas import SpeechRequest
-from appliance.api.speaking import Utterance, permit_for, silenced
+from appliance.api.speaking import DISCLOSED, DISCLOSURE_HEADER, Utterance, permit_for, silenced
 from appliance.api.streaming import SpeechBody, encode
 from appliance.audio import FORMATS
 from appliance.identity.principal import Scope
@@ -50,6 +50,7 @@ SPEECH_PROBLEMS = (
             "headers": {
                 "x-output-id": {"schema": {"type": "string"}},
                 "x-watermark": {"schema": {"type": "string"}, "description": "Scheme of the mark in it."},
+                **DISCLOSURE_HEADER,
                 "x-consent-id": {"schema": {"type": "string"}, "description": "With a tenant's voice."},
             },
             "content": {
@@ -102,6 +103,8 @@ def create_speech(body: SpeechRequest) -> Response:
     connection.limit_stall(at.settings.stall_seconds)
     # The second header tells nginx not to collect the stream, should its configuration forget to.
     headers = {"X-Accel-Buffering": "no", "x-output-id": utterance.id, "x-watermark": speech.watermark}
+    if utterance.disclosure is not None:
+        headers |= DISCLOSED
     if permit is not None:
         headers["x-consent-id"] = permit.consent_id
     return Response(audio, content_type=kind.media_type, headers=headers)

@@ -133,6 +133,7 @@ class Double:
             self.journal.note(
                 pid=os.getpid(),
                 texts=texts,
+                disclosures=[request.disclosure for request in requests],
                 seeds=[request.seed for request in requests],
                 candidates=[request.options and request.options.candidates for request in requests],
             )

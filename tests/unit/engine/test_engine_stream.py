@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import stat
 import threading
 import time
@@ -19,7 +20,9 @@ from appliance.engine.client import (
     EngineFailed,
     EngineRejected,
 )
+from appliance.engine.supervisor import MAX_DISCLOSURE_CHARACTERS, Utterance
 from appliance.speech import SpeechError
+from appliance.store.tables import DISCLOSURE_CHARACTERS
 
 Serve = Callable[..., EngineProcess]
 
@@ -88,6 +91,22 @@ def test_limit_is_in_characters_and_named(serve: Serve) -> None:
     assert b"".join(speak(engine.client, "é" * 4096))
     with pytest.raises(EngineRejected, match="4096 characters"):
         next(speak(engine.client, "é" * 4097))
+
+
+def test_a_disclosure_takes_nothing_from_the_limit_and_has_its_own(serve: Serve) -> None:
+    engine = serve()
+    assert b"".join(speak(engine.client, "é" * 4096, disclosure="ü" * MAX_DISCLOSURE_CHARACTERS))
+    (entry,) = engine.journal.entries()
+    assert (entry["disclosures"], entry["texts"]) == (["ü" * MAX_DISCLOSURE_CHARACTERS], ["é" * 4096])
+    with pytest.raises(EngineRejected, match="200 characters") as caught:
+        next(speak(engine.client, disclosure="ü" * (MAX_DISCLOSURE_CHARACTERS + 1)))
+    assert (caught.value.field, caught.value.code) == ("disclosure", "disclosure_too_long")
+
+
+def test_a_disclosure_counts_in_the_work_ahead() -> None:
+    utterance = Utterance(tenant="acme", deadline=math.inf, text="x" * 30, disclosure="y" * 12)
+    assert utterance.characters == 42
+    assert MAX_DISCLOSURE_CHARACTERS == DISCLOSURE_CHARACTERS, "what is kept can be spoken"
 
 
 def test_what_speech_refuses_is_rejected(serve: Serve) -> None:

@@ -73,9 +73,10 @@ class Bench:
         (said,) = self.do(ToWorker(hear=hear), *pieces)
         return said.heard.conditioning
 
-    def speak(self, conditioning: bytes, preset: str = "") -> bytes:
+    def speak(self, conditioning: bytes, preset: str = "", disclosure: str = "") -> bytes:
         deadline = time.monotonic() + 600
         speak = Speak(id=2, text=TEXT, conditioning=conditioning, seed=1, preset=preset, deadline=deadline)
+        speak.disclosure = disclosure
         *pieces, done = self.do(ToWorker(speak=speak))
         assert done.done.marked
         return b"".join(piece.pcm.pcm for piece in pieces)
@@ -94,6 +95,16 @@ def test_clips_over_the_wire_speak_as_the_library_does(
     assert conditioning == library.pack(voice)
     assert bench.speak(conditioning) == spoken(library, voice)
     assert bench.speak(conditioning) != spoken(library, library.condition(clips[:1], CLIP_RATE))
+
+
+def test_a_disclosure_over_the_wire_is_heard_before_the_text(library: Synthesizer) -> None:
+    voice = library.voices()["demo"]
+    heard = Bench(library).speak(library.pack(voice), disclosure="Made by a machine.")
+    first = pcm(mark(np.concatenate(list(library.stream("Made by a machine.", voice, seed=1)))))
+    # The watermark holds the end of an utterance back, and utterances are joined there.
+    begin = len(first) // 2
+    assert heard[:begin] == first[:begin]
+    assert len(heard) > len(spoken(library, voice))
 
 
 def test_one_bad_conditioning_of_a_batch_is_refused_alone(library: Synthesizer) -> None:

@@ -112,6 +112,8 @@ EVENTS: tuple[events.Event, ...] = (
     events.LedgerRecovered(actor="system:ledger", removed=17),
     events.TenantSuspended(actor="system:cli"),
     events.TenantResumed(actor="system:cli"),
+    events.DisclosureSet(actor="system:cli"),
+    events.DisclosureRemoved(actor="system:cli"),
     events.TenantClosed(actor="system:cli"),
 )
 

@@ -26,7 +26,7 @@ from appliance.provenance.verify import Manifest, Watermark, examine
 
 RATE = 24_000
 TONE = (np.sin(np.arange(4 * RATE) / 20) / 2).astype(np.float32)
-CLAIM = Claim("out_1", "tortoise-tiny", consent_hash("con_1"))
+CLAIM = Claim("out_1", "tortoise-tiny", consent_hash("con_1"), disclosed=True)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,13 @@ def test_a_chain_for_another_key_is_refused(authority: LocalAuthority, tmp_path:
 def test_what_cannot_be_claimed_or_carried_is_refused(
     authority: LocalAuthority, signer: ManifestSigner
 ) -> None:
-    for wrong in [("", "m", None), ("a b", "m", None), ("a", "m\n", None), ("a", "m", "con_1")]:
+    for wrong in [
+        ("", "m", None),
+        ("a b", "m", None),
+        ("a", "m\n", None),
+        ("a", "m", "con_1"),
+        ("a", "m", None, 1),
+    ]:
         with pytest.raises(ProvenanceError) as refused:
             Claim(*wrong)
         assert refused.value.code == "claim_invalid"

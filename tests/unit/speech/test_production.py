@@ -311,6 +311,16 @@ def test_any_seed_will_do_and_no_two_readings_share_one(seed: int, candidates: i
 NOBODY = Conditioning(torch.zeros(1, 48), torch.zeros(1, 96))
 
 
+def test_a_disclosure_is_spoken_first_and_no_text_joins_or_replaces_it() -> None:
+    config = production_config()
+    # Each shorter than what would be joined within one text.
+    request = SpeechRequest("st. and so on", NOBODY, disclosure="Made by a machine.")
+    assert plan(request, config).texts == ["made by a machine.", "saint and so on"]
+    with pytest.raises(SpeechError) as refusal:
+        plan(replace(request, text="..."), config)
+    assert refusal.value.code == "input_not_speakable"
+
+
 def production_config() -> Any:
     from appliance.speech.tiny import CONFIG
 

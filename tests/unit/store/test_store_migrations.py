@@ -62,7 +62,7 @@ def test_migrations_make_the_check_constraints(empty: URL, engine: Engine) -> No
     named = [
         c for t in Base.metadata.tables.values() for c in t.constraints if isinstance(c, CheckConstraint)
     ]
-    assert len(named) == 13
+    assert len(named) == 14
     reference.dispose()
 
 

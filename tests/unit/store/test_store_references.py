@@ -30,7 +30,7 @@ OTHERS = {
     "sample": {"tenant_id", "id", "voice_id"},
     "speech": {"tenant_id", "id", "principal_id", "voice_id", "consent_id", "job_id"},
     "stream_lease": {"tenant_id", "id"},
-    "tenant": {"id", "plan_id"},
+    "tenant": {"id", "plan_id", "disclosure"},
     "usage": {"tenant_id"},
     "voice": {"tenant_id", "id", "consent_id"},
     "webhook": {"tenant_id"},

@@ -227,6 +227,7 @@ def test_what_only_an_operator_changes_the_app_reads(app: Connection) -> None:
     be(app, "alder")
     for statement in (
         "UPDATE tenant SET plan_id = plan_id",
+        "UPDATE tenant SET disclosure = NULL",
         "INSERT INTO tenant (id, plan_id, state, created_at) VALUES ('mole', 'small', 'active', now())",
         "DELETE FROM tenant",
         "UPDATE plan SET characters_per_month = NULL",

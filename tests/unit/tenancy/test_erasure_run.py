@@ -51,7 +51,7 @@ from appliance.store.tables import (
     Voice,
     VoiceState,
 )
-from appliance.tenancy import erasure, removal, trail
+from appliance.tenancy import erasure, removal, tenants, trail
 from appliance.tenancy.erasure import ErasureError
 from appliance.tenancy.house import Tenancy
 from appliance.vault.errors import VaultError
@@ -274,9 +274,13 @@ def test_a_whole_tenant(tenancy: Tenancy, tmp_path: Path) -> None:
     tenancy.put_object(b"upload", tenant="acme", kind="sample", id=(orphan := new_id("smp")))
     with tenancy.store.session("acme") as session:
         session.add(Usage(metric=Metric.CHARACTERS, starts_at=NOW, amount=5))
+    for tenant in ("acme", "globex"):
+        tenants.set_disclosure(tenancy, tenant, "Made by a machine.", actor="system:test")
     identifier = erased(tenancy, Target.TENANT, "acme")
     assert counts(tenancy) == NOTHING
     assert counts(tenancy, "globex") == ALL
+    assert [row.disclosure for row in rows(tenancy, Tenant)] == [None]
+    assert [row.disclosure for row in rows(tenancy, Tenant, "globex")] == ["Made by a machine."]
     for model in (Usage, Idempotency, ApiKey):
         assert rows(tenancy, model) == []
     assert [row.state for row in rows(tenancy, Tenant)] == [TenantState.ERASED]

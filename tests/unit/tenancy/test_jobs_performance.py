@@ -50,7 +50,7 @@ from appliance.store.errors import ObjectMissingError
 from appliance.store.objects import ObjectKey
 from appliance.store.queue import Lease
 from appliance.store.tables import Job, JobState, Tenant, TenantState
-from appliance.tenancy import consents
+from appliance.tenancy import consents, tenants
 from appliance.tenancy.denials import Denials
 from appliance.tenancy.house import Tenancy
 from appliance.tenancy.trail import chain
@@ -168,6 +168,43 @@ def test_every_format_is_a_whole_file(tenancy: Tenancy, workshop: Workshop, name
     assert samples == pytest.approx(0.5, abs=0.15)
 
 
+def test_a_job_begins_with_the_disclosure_of_its_performance(
+    tenancy: Tenancy, workshop: Workshop, engine: FakeEngine
+) -> None:
+    manifests: list[object] = []
+
+    def finish(audio: bytes, *_: object, **origin: object) -> bytes:
+        manifests.append(origin["disclosed"])
+        return audio
+
+    def change(sentence: str | None) -> None:
+        tenants.set_disclosure(tenancy, "acme", sentence, actor="system:test")
+
+    workshop = replace(workshop, finish=finish)
+    made_of: list[bool] = []
+    for who, before, then in (
+        (ALICE, "What was set when it was submitted.", "Made by a machine"),
+        (EVE, "Made by a machine", "Made by a machine"),
+        (ALICE, "Made by a machine", None),
+    ):
+        change(before)
+        job = put(tenancy, who)
+        change(then)
+        assert work(workshop) == "succeeded"
+        made_of.append(content(tenancy, who.tenant, job).disclosed)
+    assert [(asked.tenant, asked.disclosure, asked.text) for asked in engine.requests] == [
+        ("acme", "Made by a machine.", SECRET),
+        ("globex", "", SECRET),
+        ("acme", "", SECRET),
+    ]
+    assert manifests == made_of == [True, False, False]
+    entries = [entry for entry in chain(tenancy.store, "acme").entries() if entry.kind == "speech.created"]
+    assert [(entry.payload["characters"], entry.payload.get("disclosed")) for entry in entries] == [
+        (len(SECRET), True),
+        (len(SECRET), None),
+    ]
+
+
 def test_a_consent_goes_with_the_result(
     tenancy: Tenancy, engine: FakeEngine, door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,8 +213,15 @@ def test_a_consent_goes_with_the_result(
     finishing: list[tuple[str, str, str | None, str]] = []
 
     def finish(
-        audio: bytes, audio_format: str, *, output_id: str, consent_id: str | None, model: str
+        audio: bytes,
+        audio_format: str,
+        *,
+        output_id: str,
+        consent_id: str | None,
+        model: str,
+        disclosed: bool,
     ) -> bytes:
+        assert not disclosed
         finishing.append((audio_format, output_id, consent_id, model))
         return audio + b"manifest"
 

@@ -4,6 +4,7 @@ import threading
 from datetime import timedelta
 
 import pytest
+from sqlalchemy.exc import DBAPIError
 from tenancy_world import NOW, Clock
 
 from appliance.identity.apikey import ApiKey
@@ -64,6 +65,9 @@ def test_what_no_operator_can_have(tenancy: Tenancy) -> None:
     for change in (tenants.create, tenants.suspend, tenants.resume):
         with refused("tenant_reserved"):
             change(tenancy, SYSTEM_TENANT, actor=ACTOR)
+    for tenant, code in ((SYSTEM_TENANT, "tenant_reserved"), ("initech", "unknown_tenant")):
+        with refused(code):
+            tenants.set_disclosure(tenancy, tenant, None, actor=ACTOR)
 
 
 def test_a_creation_that_was_cut_short_is_finished(tenancy: Tenancy) -> None:
@@ -80,12 +84,72 @@ def test_an_erased_tenant_stays_so(tenancy: Tenancy) -> None:
     for change in (tenants.suspend, tenants.resume):
         with refused("tenant_erased"):
             change(tenancy, "acme", actor=ACTOR)
+    with refused("tenant_erased"):
+        tenants.set_disclosure(tenancy, "acme", "Made by a machine.", actor=ACTOR)
     with refused("tenant_exists"):
         tenants.create(tenancy, "acme", actor=ACTOR)
     with pytest.raises(VaultError, match="never enrolled, or is shredded"):
         tenancy.vault.seal(b"x", tenant="acme", kind="k", id="i")
     with refused("tenant_erased"):
         make_key(tenancy)
+
+
+def test_a_disclosure_is_set_changed_and_removed(tenancy: Tenancy) -> None:
+    def change(sentence: str | None) -> bool:
+        return tenants.set_disclosure(tenancy, "acme", sentence, actor=ACTOR)
+
+    def spoken(tenant: str = "acme") -> str | None:
+        standing = tenants.standing(tenancy, tenant)
+        assert standing is not None
+        return standing.disclosure
+
+    assert not change(None)
+    assert change("  This voice is made by a computer ")
+    assert spoken() == "This voice is made by a computer."
+    assert tenants.find(tenancy, "acme").disclosure == spoken()
+    assert spoken("globex") is None
+    assert not change("This voice is made by a computer.")
+    assert change("Is this a person? No!")
+    assert change("Künstlich („KI“)")
+    assert spoken() == "Künstlich („KI“)."
+    assert change("x" * 199)
+    assert spoken() == "x" * 199 + "."
+    assert change(None)
+    assert spoken() is None
+    done = told(tenancy, "acme")
+    assert [kind for kind, _ in done] == ["disclosure.set"] * 4 + ["disclosure.removed"]
+    assert all(payload == {"actor": ACTOR} for _, payload in done), "no word of it is in the ledger"
+    assert told(tenancy, "globex") == []
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "",
+        " ",
+        "12.",
+        "…!",
+        "Two\nlines.",
+        "A\ttab.",
+        "A\0.",
+        "\x1b[1mBold.",
+        "A\u202eB.",
+        "A\u2028B.",
+        "x" * 200,
+    ],
+)
+def test_a_disclosure_that_cannot_be_spoken_is_refused(tenancy: Tenancy, sentence: str) -> None:
+    tenants.set_disclosure(tenancy, "acme", "Made by a machine.", actor=ACTOR)
+    with refused("bad_disclosure") as caught:
+        tenants.set_disclosure(tenancy, "acme", sentence, actor=ACTOR)
+    assert not sentence.strip() or sentence not in str(caught.value)
+    assert tenants.find(tenancy, "acme").disclosure == "Made by a machine."
+
+
+def test_the_database_bounds_a_disclosure_too(tenancy: Tenancy) -> None:
+    for sentence in ("", "x" * 201):
+        with pytest.raises(DBAPIError), tenancy.store.operator_session() as session:
+            session.get_one(Tenant, "acme").disclosure = sentence
 
 
 def test_a_plan_and_who_is_told_of_it(tenancy: Tenancy) -> None:

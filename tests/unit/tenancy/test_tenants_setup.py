@@ -237,3 +237,23 @@ def test_the_reserved_tenants_data_is_sealed_too(settings: TenancySettings) -> N
     with pytest.raises(VaultError):
         tenancy.vault.open(sealed, tenant="default", kind="k", id="i")
     tenancy.close()
+
+
+def test_a_disclosure_on_the_command_line(run: Run) -> None:
+    run("setup")
+    shown = run("tenant", "disclosure", "default")
+    assert "none" in shown.stdout
+    sentence = "This voice is made by a computer"
+    assert f"default speaks first: {sentence}.\n" == run("tenant", "disclosure", "default", sentence).stdout
+    assert "nothing was changed" in run("tenant", "disclosure", "default", f"{sentence}.").stdout
+    (row,) = rows(run("tenant", "disclosure", "default", "--json"))
+    assert row["disclosure"] == f"{sentence}."
+    assert sentence in run("tenant", "list").stdout
+    listed = {row["id"]: row["disclosure"] for row in rows(run("tenant", "list", "--json"))}
+    assert listed == {"default": f"{sentence}.", "system": None}
+    assert "bad_disclosure" in run("tenant", "disclosure", "default", "", status=1).stderr
+    assert "tenant_reserved" in run("tenant", "disclosure", "system", sentence, status=1).stderr
+    assert "not both" in run("tenant", "disclosure", "default", sentence, "--off", status=2).stderr
+    (row,) = rows(run("tenant", "disclosure", "default", "--off", "--json"))
+    assert row["disclosure"] is None
+    assert "nothing was changed" in run("tenant", "disclosure", "default", "--off").stdout
