@@ -12,14 +12,15 @@ from appliance.api.settings import ApiSettings
 from appliance.engine.client import EngineClient
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
+    """A state for each file of tests: what one leaves, queued jobs for instance, is no other's matter."""
     state = State.make(tmp_path_factory.mktemp("state"))
     yield state
     state.tenancy.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def key(state: State) -> str:
     """A key of tenant `acme` that may do all."""
     return state.key()
@@ -38,7 +39,7 @@ def engine(running_engine: FakeEngine) -> FakeEngine:
     return running_engine
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def running_server(
     tmp_path_factory: pytest.TempPathFactory, running_engine: FakeEngine, state: State
 ) -> Iterator[ApiServer]:

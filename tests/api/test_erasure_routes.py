@@ -35,7 +35,7 @@ def voice(client: FlaskClient) -> Callable[[str | None], str]:
     return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def theirs(state: State) -> str:
     """A key of another tenant."""
     return state.tenant("globex")

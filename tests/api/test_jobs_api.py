@@ -250,6 +250,8 @@ def test_a_jobs_file_says_that_it_begins_with_the_disclosure(
     assert ended(client, job)["status"] == "succeeded"
     file = client.get(f"{JOBS}/{job}/content", headers={"x-disclosure": "off"})
     assert (file.status_code, file.headers["x-disclosure"]) == (200, "spoken")
-    assert (engine.requests[-1].disclosure, engine.requests[-1].text) == ("Made by a machine.", SECRET)
+    # The worker may speak what other tests have left as well.
+    spoken = [(request.disclosure, request.text) for request in engine.requests]
+    assert spoken.count(("Made by a machine.", SECRET)) == 1
     sent = {"file": (io.BytesIO(file.data), "x.wav")}
     assert client.post("/v1/audio/provenance/verify", data=sent).json["c2pa"]["spoken_disclosure"] is True

@@ -78,7 +78,7 @@ class EngineProcess:
             self.process.kill()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def real_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
     """Started once by each worker that has a test of this file: with --dist loadfile by one."""
     folder = tmp_path_factory.mktemp("real-engine")
@@ -95,7 +95,7 @@ def real_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProc
         engine.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def real_server(
     tmp_path_factory: pytest.TempPathFactory, real_engine: EngineProcess, state: State, key: str
 ) -> Iterator[ApiServer]:

@@ -32,7 +32,7 @@ def entries(state: State) -> list[Entry]:
     return list(trail.StoredChains(state.tenancy.store).entries("acme"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stranger(state: State) -> str:
     """A key of another tenant that may do all."""
     return state.tenant("voiceless")
