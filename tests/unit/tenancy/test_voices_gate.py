@@ -200,7 +200,10 @@ def test_what_cannot_be_asked_about_ends(
 
 
 def test_a_speech_is_recorded_even_of_a_voice_that_is_gone(tenancy: Tenancy, voice: voices.VoiceInfo) -> None:
-    permit, spoken = admit(tenancy, voice.id), Spoken(5, 1.25, 0.5, True, "consent_ended")
+    permit, spoken = (
+        admit(tenancy, voice.id),
+        Spoken(5, 1.25, 0.5, watermarked=True, disclosed=False, outcome="consent_ended"),
+    )
     voices.remove(tenancy, "acme", voice.id, actor=ACTOR)
     identifier = speeches.new_output()
     speeches.record(tenancy, principal(), identifier, permit, spoken)
@@ -215,7 +218,10 @@ def test_a_speech_is_recorded_of_a_voice_that_goes_while_it_is(
     database: Any, tenancy: Tenancy, voice: voices.VoiceInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The voice is there when the row is written, and gone at the commit; SQLite has one writer at a time."""
-    permit, spoken = admit(tenancy, voice.id), Spoken(5, 1.25, 0.5, True, "complete")
+    permit, spoken = (
+        admit(tenancy, voice.id),
+        Spoken(5, 1.25, 0.5, watermarked=True, disclosed=False, outcome="complete"),
+    )
     append, tried = trail.append, list[str]()
 
     def remove_and_append(*arguments: Any) -> Any:
@@ -238,7 +244,10 @@ def test_a_speech_is_recorded_of_a_voice_that_goes_while_it_is(
 
 
 def test_a_speech_is_not_recorded_twice(tenancy: Tenancy, voice: voices.VoiceInfo) -> None:
-    permit, spoken = admit(tenancy, voice.id), Spoken(5, 1.25, 0.5, True, "complete")
+    permit, spoken = (
+        admit(tenancy, voice.id),
+        Spoken(5, 1.25, 0.5, watermarked=True, disclosed=False, outcome="complete"),
+    )
     for leave in (permit, None):
         speech = speeches.new_output()
         speeches.record(tenancy, principal(), speech, leave, spoken)
