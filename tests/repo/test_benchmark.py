@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from datetime import UTC, date, datetime
 from functools import cache
@@ -19,9 +20,9 @@ SETTINGS, TASKS = benchmark.means(benchmark.settings()), benchmark.means(benchma
 # Recommendations of each section in version 1.1.0, counted apart from the catalogue.
 COUNTS = {
     section: int(count)
-    for section, _, count in (
-        word.partition("=")
-        for word in """
+    for section, count in re.findall(
+        r"(\S+)=(\d+)",
+        """
         1.1.1=10 1.1.2.1=4 1.1.2.2=4 1.1.2.3=3 1.1.2.4=3 1.1.2.5=4 1.1.2.6=4 1.1.2.7=4 1.2.1=2 1.2.2=1
         1.3.1=4 1.4=2 1.5=3 1.6=6 1.7=10
         2.1=22 2.2=6 2.3.1=1 2.3.2=2 2.3.3=3 2.4.1=8 2.4.2=1
@@ -30,7 +31,7 @@ COUNTS = {
         5.1=22 5.2=7 5.3.1=3 5.3.2=4 5.3.3.1=3 5.3.3.2=8 5.3.3.3=3 5.3.3.4=4 5.4.1=6 5.4.2=8 5.4.3=3
         6.1.1=4 6.1.2.1=4 6.1.2=3 6.1.3=8 6.1.4=1 6.2.1=4 6.2.2=4 6.2.3=21 6.2.4=10 6.3=3
         7.1=13 7.2=10
-        """.split()
+        """,
     )
 }
 LEVEL_2 = 61
