@@ -38,9 +38,10 @@ LEVEL_2 = 61
 
 
 @cache
-def functions_of(path: str) -> frozenset[str]:
+def functions_of(path: str) -> dict[str, str]:
+    """Source of each function of a file, by name."""
     tree = ast.parse((ROOT / path).read_text())
-    return frozenset(node.name for node in tree.body if isinstance(node, ast.FunctionDef))
+    return {node.name: ast.unparse(node) for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
 def numbers(identifier: str) -> tuple[int, ...]:
@@ -117,6 +118,14 @@ def test_tests_exist() -> None:
         assert path.startswith("tests/image/test_")
         assert name.startswith("test_")
         assert name in functions_of(path), test
+
+
+def test_a_setting_is_read_by_a_test_that_is_named_for_it() -> None:
+    for one in RECOMMENDATIONS:
+        tests = [test.partition("::") for test in one.verified_by]
+        sources = "".join(functions_of(path)[name] for path, _, name in tests)
+        if one.state == "enforced":
+            assert not [name for name in SETTINGS.get(one.id, []) if f"'{name}'" not in sources], one.id
 
 
 def test_absent_packages_are_looked_for() -> None:
