@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 from pydantic_settings import BaseSettings
 
+from tools import benchmark
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -74,6 +76,63 @@ def _requirements() -> str:
             for row in rows
         ),
     )
+
+
+def _benchmark_counts() -> str:
+    known = benchmark.load()
+    everything = known.recommendations()
+    groups = [(f"Level {level}", [one for one in everything if one.level == level]) for level in (1, 2)]
+    for chapter in dict.fromkeys(section.id.partition(".")[0] for section in known.sections):
+        parts = [one for one in everything if one.id.partition(".")[0] == chapter]
+        groups.append((f"Section {chapter}", parts))
+    return _table(
+        ("Of", *(state.replace("_", " ") for state in benchmark.STATES), "all"),
+        (
+            (
+                name,
+                *(sum(one.state == state for one in group) for state in benchmark.STATES),
+                len(group),
+            )
+            for name, group in [*groups, ("**All**", everything)]
+        ),
+    )
+
+
+def _benchmark() -> str:
+    settings, tasks = benchmark.means(benchmark.settings()), benchmark.means(benchmark.tasks())
+    deviations = {one.id: one for one in benchmark.exceptions()}
+    parts = []
+    for section in benchmark.load().sections:
+        rows = []
+        for one in section.completed():
+            said: list[str] = []
+            if one.state == "exception":
+                deviation = deviations[one.id]
+                said = [
+                    deviation.reason,
+                    f"Instead: {deviation.compensating_control}",
+                    f"Owner: {deviation.owner}; review by {deviation.review_by}.",
+                ]
+            elif one.state == "not_applicable":
+                said = [one.reason or ""]
+            else:
+                said += [f"`{name}`" for name in settings.get(one.id, [])]
+                said += tasks.get(one.id, [])
+                said += [f"absent: {', '.join(f'`{name}`' for name in one.absent)}"] if one.absent else []
+                said += [text for text in (one.by, one.note) if text]
+            rows.append(
+                (
+                    one.id,
+                    one.title,
+                    f"{one.level}{', manual' if one.manual else ''}",
+                    one.state.replace("_", " "),
+                    "<br>".join(said),
+                    "<br>".join(f"`{test.removeprefix('tests/image/')}`" for test in one.verified_by),
+                )
+            )
+        table = _table(("Id", "About", "Level", "State", "Where or why", "Proven by"), rows)
+        parts.append(f"### {section.id} {section.subsystem}\n\n{table}")
+    return "\n\n".join(parts)
 
 
 def _problems() -> str:
@@ -144,6 +203,10 @@ def _attacks() -> str:
 def _sources() -> dict[Path, dict[str, Callable[[], str]]]:
     sources: dict[Path, dict[str, Callable[[], str]]] = {
         ROOT / "docs/compliance/requirements.md": {"requirements": _requirements},
+        ROOT / "docs/compliance/cis-debian-12.md": {
+            "counts": _benchmark_counts,
+            "recommendations": _benchmark,
+        },
         ROOT / "docs/api.md": {"problems": _problems},
         ROOT / "docs/attacks.md": {"attacks": _attacks},
         ROOT / "docs/engine.md": {"equality": _equality},

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from tools import benchmark
+
 from .conftest import ROOT
+from .test_base import installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,10 +50,29 @@ def test_no_exception_is_overdue_or_also_claimed_as_met(host: Host, cis: Data) -
     exceptions = json.loads(host.file("/usr/share/testudo/cis-exceptions.json").content_string)
     assert exceptions == cis["cis_exceptions"]
     for exception in exceptions:
-        assert {"id", "reason", "compensating_control", "review_by"} == set(exception)
+        assert {"id", "reason", "compensating_control", "owner", "review_by"} == set(exception)
         assert all(exception.values())
         assert date.fromisoformat(exception["review_by"]) >= datetime.now(UTC).date()
         assert str(exception["id"]) not in control_ids(cis)
+
+
+def test_packages_of_the_controls_are_there(host: Host, cis: Data) -> None:
+    assert not set(cis["cis_packages"]) - installed(host)
+
+
+def test_unwanted_packages_are_absent(host: Host) -> None:
+    found = installed(host)
+    unwanted = {one.id: set(one.absent) for one in benchmark.load().recommendations() if one.absent}
+    assert len(unwanted) > 20
+    assert {identifier: there for identifier, names in unwanted.items() if (there := names & found)} == {}
+
+
+@pytest.mark.booted
+def test_each_exception_is_still_needed(host: Host) -> None:
+    for one in benchmark.load().recommendations():
+        if one.met_if:
+            answer = host.run(one.met_if)
+            assert answer.rc not in {0, 126, 127}, one.id
 
 
 def test_kernel_parameters_are_written(host: Host, cis: Data) -> None:
@@ -116,6 +138,7 @@ def test_file_permissions(host: Host, cis: Data) -> None:
         for path in host.check_output(f"ls -d {control['path']} 2>/dev/null || true").splitlines():
             wanted[path] = f"{int(control['mode'], 8):o} root {control.get('group', 'root')}"
     assert len(wanted) > 15
+    assert {control["path"] for control in cis["cis_permissions"] if control["type"] == "f"} <= wanted.keys()
     listing = host.check_output("stat --format='%n|%a %U %G' " + " ".join(map(shlex.quote, wanted)))
     found = dict(line.split("|") for line in listing.splitlines())
     assert found == wanted
@@ -154,10 +177,13 @@ def test_ssh_daemon_takes_no_password(host: Host) -> None:
 
 
 def test_sudo_logs_and_needs_a_terminal_of_its_own(host: Host) -> None:
-    assert {"Defaults use_pty", 'Defaults logfile="/var/log/sudo.log"'} <= set(
-        host.file("/etc/sudoers.d/10-testudo").content_string.splitlines()
-    )
+    assert {
+        "Defaults use_pty",
+        'Defaults logfile="/var/log/sudo.log"',
+        "Defaults timestamp_timeout=5",
+    } <= set(host.file("/etc/sudoers.d/10-testudo").content_string.splitlines())
     host.check_output("visudo --check")
+    assert host.run("grep --recursive '^[^#].*!authenticate' /etc/sudoers /etc/sudoers.d").rc == 1
 
 
 def test_only_root_may_use_su(host: Host) -> None:
@@ -171,11 +197,30 @@ def pam_modules(host: Host, stack: str) -> list[str]:
     return [match[1] for line in lines if (match := re.match(r"[^#].*?(pam_\w+)\.so", line))]
 
 
+def pam_arguments(host: Host, stack: str, module: str) -> set[str]:
+    lines = host.file(f"/etc/pam.d/common-{stack}").content_string.splitlines()
+    return next(set(line.split()) for line in lines if re.match(rf"[^#].*\b{module}\.so", line))
+
+
 def test_passwords_are_checked_and_failures_counted(host: Host) -> None:
     assert pam_modules(host, "auth")[:4] == ["pam_faillock", "pam_unix", "pam_faillock", "pam_deny"]
     assert pam_modules(host, "account")[0] == "pam_faillock"
     assert pam_modules(host, "password")[:3] == ["pam_pwquality", "pam_pwhistory", "pam_unix"]
     assert host.run("grep --recursive --word-regexp nullok /etc/pam.d/common-*").rc == 1
+    assert all("pam_unix" in pam_modules(host, stack) for stack in ("account", "session"))
+    history, unix = (pam_arguments(host, "password", module) for module in ("pam_pwhistory", "pam_unix"))
+    assert {"remember=24", "enforce_for_root", "use_authtok"} <= history
+    assert {"yescrypt", "use_authtok"} <= unix
+    assert not [word for word in unix if word.startswith("remember")]
+
+
+def test_password_policy_is_written(host: Host, cis: Data) -> None:
+    quality = host.file("/etc/security/pwquality.conf.d/50-testudo.conf").content_string.splitlines()
+    wanted = {f"{control['key']} = {control['value']}" for control in cis["cis_pwquality"]}
+    assert wanted | {"enforce_for_root"} <= set(quality)
+    lockout = host.file("/etc/security/faillock.conf").content_string.splitlines()
+    wanted = {f"{key} = {value}" for key, value in cis["cis_faillock"].items()}
+    assert wanted | {"even_deny_root"} <= set(lockout)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +257,26 @@ def test_accounts(host: Host, cis: Data) -> None:
     assert not [user[0] for user in daemons if user[6] not in {"/usr/sbin/nologin", "/bin/false"}]
     definitions = set(host.file("/etc/login.defs").content_string.splitlines())
     assert {f"{control['key']} {control['value']}" for control in cis["cis_login_defs"]} <= definitions
+    assert "INACTIVE=45" in host.file("/etc/default/useradd").content_string.splitlines()
+    assert {user[1] for user in users} == {"x"}
+    assert "nologin" not in host.file("/etc/shells").content_string
+
+
+def test_users_and_groups_are_distinct(host: Host) -> None:
+    users, groups = (
+        [line.split(":") for line in host.file(path).content_string.splitlines()]
+        for path in ("/etc/passwd", "/etc/group")
+    )
+    for entries in (users, groups):
+        for field in (0, 2):
+            values = [entry[field] for entry in entries]
+            assert len(values) == len(set(values))
+    assert {user[3] for user in users} <= {group[2] for group in groups}
+    assert [user[0] for user in users if user[3] == "0"] == ["root"]
+    assert [group[0] for group in groups if group[2] == "0"] == ["root"]
+    shadow = next(group for group in groups if group[0] == "shadow")
+    assert shadow[3] == ""
+    assert not [user[0] for user in users if user[3] == shadow[2]]
 
 
 def test_shells_end_when_idle_and_write_no_cores(host: Host) -> None:
@@ -229,6 +294,10 @@ def test_audit_rules_are_written_and_locked(host: Host, cis: Data) -> None:
     lines = host.file("/etc/audit/rules.d/50-testudo.rules").content_string.splitlines()
     rules = [line for line in lines if line.startswith("-")]
     assert {rule for control in cis["cis_audit_rules"] for rule in control["rules"]} <= set(rules)
+    assert {
+        f"-a always,exit -F path={path} -F perm=x -F auid>=1000 -F auid!=unset -k privileged"
+        for path in cis["cis_audit_privileged"]
+    } <= set(rules)
     assert rules[-1] == "-e 2"
 
 
@@ -236,6 +305,11 @@ def test_audit_watches_every_set_id_program(host: Host, cis: Data) -> None:
     programs = host.check_output("find / -xdev -type f -perm /6000").splitlines()
     assert "/usr/bin/sudo" in programs
     assert not set(programs) - set(cis["cis_audit_privileged"])
+
+
+def test_audit_log_is_bounded(host: Host) -> None:
+    lines = host.file("/etc/audit/auditd.conf").content_string.splitlines()
+    assert {"max_log_file = 50", "num_logs = 5", "max_log_file_action = ROTATE"} <= set(lines)
 
 
 @pytest.mark.booted
@@ -258,7 +332,7 @@ def test_audit_records_who_reads_the_credentials(host: Host) -> None:
 
 def test_journal_is_kept_and_bounded(host: Host) -> None:
     lines = host.file("/etc/systemd/journald.conf.d/testudo.conf").content_string.splitlines()
-    assert {"Storage=persistent", "ForwardToSyslog=no"} <= set(lines)
+    assert {"Storage=persistent", "Compress=yes", "ForwardToSyslog=no"} <= set(lines)
     assert [line for line in lines if line.startswith("SystemMaxUse=")]
 
 
@@ -272,6 +346,15 @@ def test_firewall_starts_at_boot(host: Host) -> None:
     text = host.file("/etc/nftables.conf").content_string
     for hook in ("input", "forward", "output"):
         assert f"type filter hook {hook} priority filter; policy drop;" in text
+    rules = [line.strip() for line in text.splitlines()]
+    assert {
+        "iif lo accept",
+        "iif != lo ip saddr 127.0.0.0/8 drop",
+        "iif != lo ip6 saddr ::1 drop",
+        "oif lo accept",
+    } <= set(rules)
+    # Once for what comes in, once for what goes out.
+    assert rules.count("ct state vmap { established : accept, related : accept, invalid : drop }") == 2
 
 
 @pytest.mark.booted
