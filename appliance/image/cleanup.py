@@ -82,6 +82,7 @@ def exclusive(layout: Layout) -> Iterator[None]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
+        layout.containers_conf.touch()  # podman refuses to run while CONTAINERS_CONF names a missing file
         sweep(layout)
         _enter(layout)
         try:
@@ -94,7 +95,6 @@ def exclusive(layout: Layout) -> Iterator[None]:
 def _enter(layout: Layout) -> None:
     for folder in (layout.cache, layout.temporary, layout.logs):
         folder.mkdir(parents=True, exist_ok=True)
-    layout.containers_conf.touch()  # podman refuses to run while CONTAINERS_CONF names a missing file
     # Everything that children would put into /tmp or the home folder goes where the sweep finds it.
     os.environ.update(
         {

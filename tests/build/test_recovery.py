@@ -138,3 +138,12 @@ def test_a_step_of_the_running_build_needs_no_lock(layout: Layout, monkeypatch: 
     monkeypatch.setenv(cleanup.MARK, str(layout.root))
     with cleanup.exclusive(layout):
         assert not layout.build.exists()
+
+
+def test_the_first_build_of_a_checkout_begins(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make molecule` names podman's configuration before anything has made it."""
+    for name in ("TMPDIR", "ANSIBLE_HOME", "PACKER_CACHE_DIR", "CHECKPOINT_DISABLE"):
+        monkeypatch.setenv(name, "")  # a build sets them; this puts them back
+    monkeypatch.setenv("CONTAINERS_CONF", str(layout.containers_conf))
+    with cleanup.exclusive(layout):
+        assert containers(layout) == []
