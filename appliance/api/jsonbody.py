@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import count
 from typing import Any, NoReturn
 
 from flask import Request, current_app
@@ -90,7 +89,7 @@ class StrictRequest(Request):
         here already; one that isn't is left alone soon, since its sender would hold the thread.
         """
         if self.endpoint not in UPLOADS:
-            self._read_on(DISCARD_SECONDS, 16)
+            self._read_on(DISCARD_SECONDS)
 
     def linger(self) -> None:
         """Once the answer is out, read on until nginx has seen it, for a moment at most.
@@ -101,17 +100,15 @@ class StrictRequest(Request):
         """
         self._read_on(LINGER_SECONDS)
 
-    def _read_on(self, seconds: float, parts: int | None = None) -> None:
+    def _read_on(self, seconds: float) -> None:
         connection = self.environ.get("gunicorn.socket")
-        if connection is None:
+        if connection is None or not (self.content_length or "HTTP_TRANSFER_ENCODING" in self.environ):
             return
         end = time.monotonic() + seconds
         before = connection.gettimeout()
         with suppress(OSError, ParseException):
             try:
-                for _ in range(parts) if parts else count():
-                    if (left := end - time.monotonic()) <= 0:
-                        break
+                while (left := end - time.monotonic()) > 0:
                     connection.settimeout(left)
                     if not self.environ["wsgi.input"].read(65_536):
                         break

@@ -98,7 +98,7 @@ def test_tiny_model_makes_sound_and_says_that_it_is_not_speech(engine: Engine) -
     status = engine.client.status()
     assert (status.model.id, status.model.intelligible, status.voices) == ("tortoise-tiny", False, ("demo",))
     assert "not intelligible" in status.model.notice
-    spoken = [say(engine, "Good morning.", seed=seed, deadline=300) for seed in (1, 1, 2)]
+    spoken = [say(engine, "Good morning.", seed=seed, deadline=60) for seed in (1, 1, 2)]
     assert spoken[0] == spoken[1] != spoken[2]
     audio = np.frombuffer(spoken[0], "<i2")
     assert 0.3 < len(audio) / status.sample_rate < 5
@@ -107,7 +107,7 @@ def test_tiny_model_makes_sound_and_says_that_it_is_not_speech(engine: Engine) -
 
 def test_tenants_get_the_same_from_workers_of_their_own_that_share_the_model(engine: Engine) -> None:
     tenants = ("acme", "globex", "initech")
-    assert len({say(engine, "Good morning.", seed=1, tenant=tenant, deadline=300) for tenant in tenants}) == 1
+    assert len({say(engine, "Good morning.", seed=1, tenant=tenant, deadline=60) for tenant in tenants}) == 1
     workers = children(engine.zygote)
     assert len(workers) == 3
     whole = memory(engine.zygote)
@@ -121,7 +121,7 @@ def test_tenants_get_the_same_from_workers_of_their_own_that_share_the_model(eng
 def test_forks_do_not_share_their_chance(engine: Engine) -> None:
     """Two that begin in the same state must not go on to draw the same."""
     tenants = ("wayne", "stark", "wonka")
-    assert len({say(engine, "Good morning.", tenant=tenant, deadline=300) for tenant in tenants}) == 3
+    assert len({say(engine, "Good morning.", tenant=tenant, deadline=60) for tenant in tenants}) == 3
 
 
 def memory(pid: int) -> Counter[str]:
@@ -135,7 +135,7 @@ def memory(pid: int) -> Counter[str]:
 
 def test_only_a_worker_has_more_than_one_thread_for_the_model(engine: Engine) -> None:
     """A pool that was there at the fork would be missing after it."""
-    assert say(engine, "Hello.", deadline=300)
+    assert say(engine, "Hello.", deadline=60)
     threads = [
         len(list(Path(f"/proc/{pid}/task").iterdir())) for pid in (engine.zygote, *children(engine.zygote))
     ]
@@ -155,14 +155,14 @@ def test_real_model_is_free_again_at_once_after_a_cancel(engine: Engine) -> None
         next(long)
     # The news of it comes a moment later, and until then the queue is estimated to be long.
     assert eventually(lambda: engine.client.status().load.streams == 0)
-    assert say(engine, "Hello.", deadline=300)
+    assert say(engine, "Hello.", deadline=60)
 
 
 def test_another_tenant_does_not_wait_for_the_end_of_a_long_text(engine: Engine) -> None:
     text = "One sentence and then the next. " * 100
     with speak(engine.client, text, model="tortoise-tiny", tenant="acme", deadline=600) as long:
         next(long)
-        assert say(engine, "Hello.", tenant="globex", deadline=300)
+        assert say(engine, "Hello.", tenant="globex", deadline=60)
         assert engine.client.status().load.streams == 1, "the long one goes on"
 
 
@@ -185,14 +185,14 @@ def test_clips_that_the_library_refuses_are_refused_by_its_code(engine: Engine) 
     for clip, code in ((bytes(4 * 24_000), "clip_silent"), (b"\0\0\0?" * 100, "clip_too_short")):
         with pytest.raises(EngineRejected) as caught:
             engine.client.condition(
-                request_id="req-1", tenant="acme", model="tortoise-tiny", clips=[clip], deadline=300
+                request_id="req-1", tenant="acme", model="tortoise-tiny", clips=[clip], deadline=60
             )
         assert (caught.value.field, caught.value.code) == ("clips", code)
 
 
 def test_preset_is_spoken(engine: Engine) -> None:
     assert say(engine, "Hello.", preset="ultra_fast", seed=1, deadline=120) != say(
-        engine, "Hello.", seed=1, deadline=300
+        engine, "Hello.", seed=1, deadline=60
     )
 
 
@@ -212,7 +212,7 @@ def test_five_hundred_requests_leave_no_trace(bundle: Path, tmp_path: Path) -> N
         for number in numbers:
             text = f"Number {number % 13}" + " and so on" * (number * 7 % 11)
             tenant = ("acme", "globex", "initech")[number % 3]
-            with speak(engine.client, text, model="tortoise-tiny", tenant=tenant, deadline=300) as stream:
+            with speak(engine.client, text, model="tortoise-tiny", tenant=tenant, deadline=60) as stream:
                 next(stream)
                 if number % 5:
                     list(stream)
