@@ -32,8 +32,12 @@ def read_form(
 
     `limit` is one more than the bytes that a body may have.
     """
-    if not boundary or not boundary.isascii() or len(boundary) > MAX_BOUNDARY:
+    if not boundary:
         raise Problem("invalid_request", "the form has no boundary")
+    if not boundary.isascii() or len(boundary) > MAX_BOUNDARY:
+        raise Problem(
+            "invalid_request", f"the form's boundary is not at most {MAX_BOUNDARY} ASCII characters"
+        )
     counted = _Counted(stream, limit)
     parser = _Parser(_in_memory, max_form_memory_size=MAX_BETWEEN, max_form_parts=MAX_PARTS)
     try:

@@ -69,18 +69,17 @@ class SqsQueue:
             self._client.delete_message_batch(QueueUrl=self._url, Entries=entries)
         return len(messages)
 
-    def listen(self, bell: threading.Event) -> threading.Thread:
-        """Set `bell` at each message, in a thread that lasts as long as the process."""
-        thread = threading.Thread(target=self._listen, args=(bell,), name="sqs", daemon=True)
+    def listen(self, bell: threading.Event, until: threading.Event) -> threading.Thread:
+        """Set `bell` at each message, in a thread that ends within a long poll after `until` is set."""
+        thread = threading.Thread(target=self._listen, args=(bell, until), name="sqs", daemon=True)
         thread.start()
         return thread
 
-    def _listen(self, bell: threading.Event) -> None:
-        pause = threading.Event()
-        while True:
+    def _listen(self, bell: threading.Event, until: threading.Event) -> None:
+        while not until.is_set():
             try:
                 if self.receive():
                     bell.set()
             except (BotoCoreError, ClientError):
                 log.exception("bell_not_heard")
-                pause.wait(PAUSE_SECONDS)
+                until.wait(PAUSE_SECONDS)

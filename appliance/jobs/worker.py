@@ -45,14 +45,14 @@ class Worker:
 
     def __init__(self, workshop: Workshop) -> None:
         self._workshop = workshop
-        self._stopping = threading.Event()
+        self.stopping = threading.Event()
         self._abandon = threading.Event()
         self._jobs: set[threading.Thread] = set()
         self.bell = threading.Event()
 
     def stop(self) -> None:
         """Claim no more. Safe in a signal handler."""
-        self._stopping.set()
+        self.stopping.set()
         self.bell.set()
 
     def run(self) -> None:
@@ -60,12 +60,12 @@ class Worker:
         settings, sweep_at = self._workshop.settings, time.monotonic()
         expire_at = sweep_at
         notify("READY=1")
-        while not self._stopping.is_set():
+        while not self.stopping.is_set():
             self.bell.clear()
             pause = settings.poll_seconds
             try:
                 while (
-                    not self._stopping.is_set()
+                    not self.stopping.is_set()
                     and self._free()
                     and (lease := self._workshop.queue.claim(self._workshop.tenancy.now()))
                 ):
@@ -161,7 +161,7 @@ def run(workshop: Workshop) -> None:
     if workshop.settings.queue_url is not None:
         from appliance.jobs.sqs import SqsQueue  # noqa: PLC0415 - boto3 is there in the cloud only
 
-        SqsQueue(workshop.settings.queue_url).listen(worker.bell)
+        SqsQueue(workshop.settings.queue_url).listen(worker.bell, worker.stopping)
     worker.run()
 
 

@@ -83,10 +83,15 @@ def make_client(
     return make
 
 
-@pytest.fixture(autouse=True)
-def short_boundary(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Werkzeug's client makes boundaries of a random number, now and then longer than RFC 2046 allows."""
-    monkeypatch.setattr("werkzeug.test.random", lambda: 0.5)
+@pytest.fixture(autouse=True, scope="session")
+def short_boundary() -> Iterator[None]:
+    """Werkzeug's client makes boundaries of a random number, now and then longer than RFC 2046 allows.
+
+    For the session, since fixtures of a module send forms as well.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("werkzeug.test.random", lambda: 0.5)
+        yield
 
 
 @pytest.fixture

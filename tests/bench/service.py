@@ -39,9 +39,9 @@ from appliance.vault.vault import Vault  # noqa: E402
 from tests.bench import report  # noqa: E402
 
 PAGE = ROOT / "docs/benchmarks-service.md"
-SECONDS = 4.0
+SECONDS = 3.0
 CONNECTIONS = 4
-ROUNDS = 3
+ROUNDS = 9
 SPEECHES = 100
 STREAMS = 64
 # What a caller who listens takes: 24 000 samples of two bytes a second.

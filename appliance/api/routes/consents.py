@@ -2,9 +2,10 @@
 
 # Annotations are read at run time by flask-openapi, so they are not postponed here.
 
-from flask import Response, jsonify
+from flask import Response
 from flask_openapi.models.tag import Tag
 
+from appliance.api.answers import json_of
 from appliance.api.blueprint import BEARER, KEY_PROBLEMS, UPLOAD_PROBLEMS, api, needs, uploads
 from appliance.api.context import caller, services
 from appliance.api.problems import documented
@@ -40,7 +41,7 @@ ONE_PROBLEMS = (*KEY_PROBLEMS, "unknown_consent", "content_unreadable", "interna
 def list_consent_statements(query: LanguageQuery) -> Response:
     """List what a speaker reads aloud, in one language or in all."""
     found = statements().values() if query.language is None else [statement(query.language)]
-    return jsonify(ConsentStatementList(data=[ConsentStatement.of(each) for each in found]).model_dump())
+    return json_of(ConsentStatementList(data=[ConsentStatement.of(each) for each in found]))
 
 
 @api.post(
@@ -73,7 +74,7 @@ def create_voice_consent(form: ConsentForm) -> Response:
         form.recording.read(),
         actor=at.tenancy.actor(principal),
     )
-    return jsonify(VoiceConsent.of(made).model_dump())
+    return json_of(VoiceConsent.of(made))
 
 
 @api.get(
@@ -88,7 +89,7 @@ def list_voice_consents(query: PageQuery) -> Response:
     """List the consents, ended ones too."""
     found = consents.listing(services().tenancy, caller().tenant, after=query.after, limit=query.limit)
     shown = page([VoiceConsent.of(info) for info in found.items], has_more=found.has_more)
-    return jsonify(VoiceConsentList(**shown).model_dump())
+    return json_of(VoiceConsentList(**shown))
 
 
 @api.get(
@@ -102,7 +103,7 @@ def list_voice_consents(query: PageQuery) -> Response:
 def retrieve_voice_consent(path: ConsentPath) -> Response:
     """Show one consent."""
     found = consents.get(services().tenancy, caller().tenant, path.consent_id)
-    return jsonify(VoiceConsent.of(found).model_dump())
+    return json_of(VoiceConsent.of(found))
 
 
 @api.delete(
@@ -118,4 +119,4 @@ def delete_voice_consent(path: ConsentPath) -> Response:
     at, principal = services(), caller()
     consents.revoke(at.tenancy, principal.tenant, path.consent_id, actor=at.tenancy.actor(principal))
     at.watch.look()
-    return jsonify(VoiceConsentDeleted(id=path.consent_id).model_dump())
+    return json_of(VoiceConsentDeleted(id=path.consent_id))

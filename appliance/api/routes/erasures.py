@@ -5,9 +5,10 @@
 from typing import Any
 
 import structlog
-from flask import Response, jsonify
+from flask import Response
 from flask_openapi.models.tag import Tag
 
+from appliance.api.answers import json_of
 from appliance.api.blueprint import BEARER, BODY_PROBLEMS, FIELD_PROBLEMS, KEY_PROBLEMS, api, needs
 from appliance.api.context import caller, record, services
 from appliance.api.erasure_schemas import (
@@ -70,7 +71,7 @@ def create_erasure_request(body: ErasureBody) -> Response:
         raise Problem(error.code, param=error.field) from None
     if target is not Target.TENANT:
         found = _run(tenancy, tenant, found)
-    response = jsonify(ErasureRequest.of(found).model_dump())
+    response = json_of(ErasureRequest.of(found))
     response.status_code = 200 if found.state is ErasureState.DONE else 202
     response.headers["Location"] = f"/v1/erasure_requests/{found.id}"
     return response
@@ -94,7 +95,7 @@ def list_erasure_requests(query: ErasureQuery) -> Response:
     except ErasureError as error:
         raise Problem(error.code, param=error.field) from None
     shown = [ErasureRequest.of(status) for status in found[: query.limit]]
-    return jsonify(ErasureRequestList(data=shown, has_more=len(found) > query.limit).model_dump())
+    return json_of(ErasureRequestList(data=shown, has_more=len(found) > query.limit))
 
 
 @api.get(
@@ -107,7 +108,7 @@ def list_erasure_requests(query: ErasureQuery) -> Response:
 @needs(Scope.ERASURES_READ)
 def retrieve_erasure_request(path: ErasurePath) -> Response:
     """Show how far an erasure is."""
-    return jsonify(ErasureRequest.of(_find(path)).model_dump())
+    return json_of(ErasureRequest.of(_find(path)))
 
 
 @api.get(

@@ -4,9 +4,10 @@
 
 from typing import Any
 
-from flask import Response, jsonify
+from flask import Response
 from flask_openapi.models.tag import Tag
 
+from appliance.api.answers import json_of
 from appliance.api.blueprint import BEARER, BODY_PROBLEMS, FIELD_PROBLEMS, KEY_PROBLEMS, api, needs
 from appliance.api.context import caller, services
 from appliance.api.erasure_schemas import TARGETS, HoldBody, HoldPath, LegalHold, LegalHoldList
@@ -47,7 +48,7 @@ def create_legal_hold(body: HoldBody) -> Response:
     except HoldError as error:
         code = "invalid_field" if error.code == "reason_invalid" else error.code
         raise Problem(code, str(error), param=error.field) from None
-    return jsonify(LegalHold.of(holds.opened(tenancy, hold)).model_dump())
+    return json_of(LegalHold.of(holds.opened(tenancy, hold)))
 
 
 @api.get(
@@ -61,7 +62,7 @@ def create_legal_hold(body: HoldBody) -> Response:
 def list_legal_holds() -> Response:
     """List the legal holds, lifted ones too."""
     found = holds.listing(services().tenancy, caller().tenant)
-    return jsonify(LegalHoldList(data=[LegalHold.of(hold) for hold in found]).model_dump())
+    return json_of(LegalHoldList(data=[LegalHold.of(hold) for hold in found]))
 
 
 @api.delete(
@@ -78,4 +79,4 @@ def lift_legal_hold(path: HoldPath) -> Response:
     hold = holds.lift(tenancy, principal.tenant, path.hold_id, actor=tenancy.actor(principal))
     if hold is None:
         raise Problem("unknown_hold")
-    return jsonify(LegalHold.of(holds.opened(tenancy, hold)).model_dump())
+    return json_of(LegalHold.of(holds.opened(tenancy, hold)))

@@ -4,9 +4,10 @@
 
 from typing import Any
 
-from flask import Response, jsonify, request
+from flask import Response, request
 from flask_openapi.models.tag import Tag
 
+from appliance.api.answers import json_of
 from appliance.api.blueprint import (
     BEARER,
     BODY_PROBLEMS,
@@ -106,7 +107,7 @@ def list_speech_jobs(query: PageQuery) -> Response:
         last_id=data[-1].id if data else None,
         has_more=page.has_more,
     )
-    return jsonify(found.model_dump())
+    return json_of(found)
 
 
 @api.get(
@@ -177,7 +178,7 @@ def cancel_speech_job(path: JobPath) -> Response:
 
 
 def _answer(job: reading.SpeechJob) -> Response:
-    response = jsonify(shown(job).model_dump())
+    response = json_of(shown(job))
     if job.status in reading.UNFINISHED:
         response.headers["Retry-After"] = str(RETRY_SECONDS)
     return response

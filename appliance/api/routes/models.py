@@ -2,9 +2,10 @@
 
 # Annotations are read at run time by flask-openapi, so they are not postponed here.
 
-from flask import Response, jsonify
+from flask import Response
 from flask_openapi.models.tag import Tag
 
+from appliance.api.answers import json_of
 from appliance.api.blueprint import BEARER, KEY_PROBLEMS, api, needs
 from appliance.api.context import services
 from appliance.api.problems import Problem, documented
@@ -23,7 +24,7 @@ from appliance.identity.principal import Scope
 @needs(Scope.MODELS_READ)
 def list_models() -> Response:
     """List the models, with their voices and what users must know of them."""
-    return jsonify(ModelList(data=[_model(services().status.get())]).model_dump())
+    return json_of(ModelList(data=[_model(services().status.get())]))
 
 
 @api.get(
@@ -39,7 +40,7 @@ def retrieve_model(path: ModelPath) -> Response:
     model = _model(services().status.get())
     if path.model_id != model.id:
         raise Problem("unknown_model", param="model")
-    return jsonify(model.model_dump())
+    return json_of(model)
 
 
 def _model(status: EngineStatus) -> Model:

@@ -5,12 +5,13 @@
 from typing import Literal
 
 import numpy as np
-from flask import Response, jsonify
+from flask import Response
 from flask_openapi.models.file import FileStorage
 from flask_openapi.models.tag import Tag
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
+from appliance.api.answers import json_of
 from appliance.api.blueprint import (
     BEARER,
     ENGINE_PROBLEMS,
@@ -120,4 +121,4 @@ def verify_provenance(form: ProvenanceForm) -> Response:
             return found.score
 
         report = examine(content, clip.samples, RATE, detect, at.origin.roots)
-    return jsonify(Provenance.of(report).model_dump())
+    return json_of(Provenance.of(report))

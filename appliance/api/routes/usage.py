@@ -2,9 +2,10 @@
 
 # Annotations are read at run time by flask-openapi, so they are not postponed here.
 
-from flask import Response, jsonify
+from flask import Response
 from flask_openapi.models.tag import Tag
 
+from appliance.api.answers import json_of
 from appliance.api.blueprint import BEARER, KEY_PROBLEMS, api, needs
 from appliance.api.context import caller, services
 from appliance.api.problems import documented
@@ -32,7 +33,7 @@ def retrieve_usage() -> Response:
         characters=_limit(used.characters),
         accelerator_seconds=_limit(used.accelerator_ms, unit=MS),
     )
-    return jsonify(shown.model_dump())
+    return json_of(shown)
 
 
 def _limit(gauge: Gauge, unit: int = 1) -> UsageLimit:

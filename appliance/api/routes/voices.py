@@ -2,9 +2,10 @@
 
 # Annotations are read at run time by flask-openapi, so they are not postponed here.
 
-from flask import Response, jsonify
+from flask import Response
 from flask_openapi.models.tag import Tag
 
+from appliance.api.answers import json_of
 from appliance.api.blueprint import (
     BEARER,
     ENGINE_PROBLEMS,
@@ -63,7 +64,7 @@ def create_voice(form: VoiceForm) -> Response:
             actor=at.tenancy.actor(principal),
             denials=at.denials,
         )
-    return jsonify(Voice.of(made).model_dump())
+    return json_of(Voice.of(made))
 
 
 @api.get(
@@ -81,7 +82,7 @@ def list_voices(query: PageQuery) -> Response:
     """List the tenant's voices; those of the models are in GET /v1/models."""
     found = voices.listing(services().tenancy, caller().tenant, after=query.after, limit=query.limit)
     shown = page([Voice.of(info) for info in found.items], has_more=found.has_more)
-    return jsonify(VoiceList(**shown).model_dump())
+    return json_of(VoiceList(**shown))
 
 
 @api.get(
@@ -94,7 +95,7 @@ def list_voices(query: PageQuery) -> Response:
 @needs(Scope.VOICES_READ)
 def retrieve_voice(path: VoicePath) -> Response:
     """Show one voice."""
-    return jsonify(Voice.of(voices.get(services().tenancy, caller().tenant, path.voice_id)).model_dump())
+    return json_of(Voice.of(voices.get(services().tenancy, caller().tenant, path.voice_id)))
 
 
 @api.delete(
@@ -110,7 +111,7 @@ def delete_voice(path: VoicePath) -> Response:
     at, principal = services(), caller()
     voices.remove(at.tenancy, principal.tenant, path.voice_id, actor=at.tenancy.actor(principal))
     at.watch.look()
-    return jsonify(VoiceDeleted(id=path.voice_id).model_dump())
+    return json_of(VoiceDeleted(id=path.voice_id))
 
 
 @api.post(
@@ -136,4 +137,4 @@ def add_voice_samples(path: VoicePath, form: SampleForm) -> Response:
             actor=at.tenancy.actor(principal),
             denials=at.denials,
         )
-    return jsonify(Voice.of(changed).model_dump())
+    return json_of(Voice.of(changed))

@@ -74,10 +74,14 @@ def test_a_job_sends_its_ids_in_its_tenants_group_once(
 
 def test_a_message_wakes_a_worker_and_is_gone(queue: SqsQueue) -> None:
     queue.ring("acme", "job_1")
-    bell = threading.Event()
-    queue.listen(bell)
+    bell, until = threading.Event(), threading.Event()
+    listener = queue.listen(bell, until)
     assert bell.wait(30)
     assert queue.receive(0) == 0
+    until.set()
+    queue.ring("acme", "job_2")  # or the long poll would go on
+    listener.join(30)
+    assert not listener.is_alive()
 
 
 def test_messages_that_come_twice_make_no_second_result(
