@@ -73,9 +73,21 @@ def running(bundle: Path, folder: Path, *prefix: str) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def engine(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def confined(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     with running(bundle, tmp_path_factory.mktemp("run"), *CONFINED) as confined:
         yield confined
+
+
+@pytest.fixture
+def engine(confined: Engine) -> Engine:
+    """The engine with nothing left to do: what it still has of the test before, it may refuse work for."""
+
+    def idle() -> bool:
+        load = confined.client.status().load
+        return load.streams == 0 and load.seconds == 0
+
+    assert eventually(idle)
+    return confined
 
 
 def say(engine: Engine, text: str, **changes: Any) -> bytes:
