@@ -1,8 +1,8 @@
 """Turn a tree into a disk that boots by itself, from BIOS or UEFI, without loop devices or mounts.
 
 GPT: 1 MiB for GRUB's core image (BIOS), 32 MiB EFI system partition with Debian's signed shim and GRUB, the
-root, then the partitions of role storage. The sector addresses that `grub-bios-setup` would write are patched in
-here, since that tool only works on block devices (GRUB's boot.S and diskboot.S name the fields).
+root, then the partitions of role storage. The sector addresses that `grub-bios-setup` would write are patched
+in here, since that tool only works on block devices (GRUB's boot.S and diskboot.S name the fields).
 """
 
 from __future__ import annotations
