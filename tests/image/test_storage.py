@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .conftest import properties
+from .test_speech import MODEL, VOICE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,9 +90,9 @@ def test_a_full_log_partition_does_not_stop_speech(host: Host, client: OpenAI) -
     try:
         assert host.check_output("df --output=avail /var/log | tail -1").strip() == "0"
         spoken = client.audio.speech.create(
-            model="tiny", voice="demo", input="All is well.", response_format="pcm"
+            model=MODEL, voice=VOICE, input="All is well.", response_format="pcm"
         )
-        assert len(spoken.content) > 4800
+        assert len(spoken.read()) > 4800
     finally:
         host.check_output(f"rm {filler}")
     assert host.run("systemctl is-active testudo-api testudo-engine nginx").rc == 0
