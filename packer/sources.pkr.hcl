@@ -74,6 +74,17 @@ source "amazon-ebs" "gpu" {
     encrypted             = true
     kms_key_id            = var.kms_key_id
   }
+  # Gets the partitions of role storage; its snapshot is part of the AMI.
+  launch_block_device_mappings {
+    device_name           = "/dev/xvdb"
+    volume_type           = "gp3"
+    volume_size           = var.data_volume_gib
+    iops                  = 3000
+    throughput            = 125
+    delete_on_termination = true
+    encrypted             = true
+    kms_key_id            = var.kms_key_id
+  }
 
   tags = merge(local.tags, {
     Name      = "testudo-${var.app_version}-${var.variant}"

@@ -113,6 +113,12 @@ variable "root_volume_gib" {
   default     = 16
 }
 
+variable "data_volume_gib" {
+  type        = number
+  description = "Size in GiB of the AMI's second volume: /home, /var and what is in it. Larger ones at launch are used."
+  default     = 16
+}
+
 variable "environment" {
   type        = string
   description = "Value of the tag Environment."

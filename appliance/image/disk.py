@@ -1,8 +1,8 @@
 """Turn a tree into a disk that boots by itself, from BIOS or UEFI, without loop devices or mounts.
 
-GPT: 1 MiB for GRUB's core image (BIOS), 32 MiB EFI system partition with Debian's signed shim and GRUB,
-the root to the end. The sector addresses that `grub-bios-setup` would write are patched in here, since that
-tool only works on block devices (GRUB's boot.S and diskboot.S name the fields).
+GPT: 1 MiB for GRUB's core image (BIOS), 32 MiB EFI system partition with Debian's signed shim and GRUB, the
+root, then the partitions of role storage. The sector addresses that `grub-bios-setup` would write are patched
+in here, since that tool only works on block devices (GRUB's boot.S and diskboot.S name the fields).
 """
 
 from __future__ import annotations
@@ -10,14 +10,19 @@ from __future__ import annotations
 import hashlib
 import shutil
 import struct
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import uuid4
+
+import yaml
 
 from appliance.image.converge import undo_build_settings
 from appliance.image.isolation import run_in
 from appliance.image.steps import StepError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from appliance.image.layout import Layout
@@ -28,15 +33,10 @@ MIB = 1024 * 1024
 CORE_START = 2048  # sectors
 EFI_START = 4096
 ROOT_START = EFI_START + 32 * MIB // SECTOR
-DISK_BYTES = 8 * 1024 * MIB  # cloud-init grows the root to whatever the machine gives
+ROOT_SECTORS = 6 * 1024 * MIB // SECTOR
 TAIL_SECTORS = 2048  # room for the second GPT
-ROOT_SECTORS = DISK_BYTES // SECTOR - TAIL_SECTORS - ROOT_START
-PARTITIONS = f"""\
-label: gpt
-start={CORE_START}, size={EFI_START - CORE_START}, type=21686148-6449-6E6F-744E-656564454649, name=bios
-start={EFI_START}, size={ROOT_START - EFI_START}, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B, name=efi
-start={ROOT_START}, size={ROOT_SECTORS}, type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709, name=root
-"""
+BIOS_TYPE, EFI_TYPE = "21686148-6449-6E6F-744E-656564454649", "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
+ROOT_TYPE = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"
 BOOT_CODE_BYTES = 440  # what follows in sector 0 is the protective partition table
 KERNEL_SECTOR_AT = 0x5C  # boot.S: kernel_sector
 BLOCKLIST_AT = SECTOR - 12  # diskboot.S: blocklist_default_start
@@ -46,6 +46,40 @@ EVIDENCE = {
     "usr/share/testudo/sbom.cdx.json": "sbom.cdx.json",
     "usr/share/testudo/packages.txt": "packages.txt",
 }
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A partition of its own for a folder of the tree. `start` and `sectors` are in sectors."""
+
+    name: str
+    path: str
+    start: int
+    sectors: int
+
+
+def volumes(layout: Layout) -> list[Volume]:
+    """The partitions of role storage, laid out behind the root."""
+    defaults = yaml.safe_load((layout.root / "roles/storage/defaults/main.yml").read_text())
+    placed: list[Volume] = []
+    start = ROOT_START + ROOT_SECTORS
+    for listed in defaults["storage_volumes"]:
+        sectors = listed["size_mib"] * MIB // SECTOR
+        placed.append(Volume(f"testudo-{listed['name']}", listed["path"].strip("/"), start, sectors))
+        start += sectors
+    return placed
+
+
+def partition_table(placed: list[Volume]) -> str:
+    """The table as sfdisk reads it."""
+    lines = [
+        "label: gpt",
+        f"start={CORE_START}, size={EFI_START - CORE_START}, type={BIOS_TYPE}, name=bios",
+        f"start={EFI_START}, size={ROOT_START - EFI_START}, type={EFI_TYPE}, name=efi",
+        f"start={ROOT_START}, size={ROOT_SECTORS}, type={ROOT_TYPE}, name=root",
+        *(f"start={each.start}, size={each.sectors}, type=linux, name={each.name}" for each in placed),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def build_disk(layout: Layout, step: Step) -> None:
@@ -65,12 +99,17 @@ def build_disk(layout: Layout, step: Step) -> None:
     uuid = str(uuid4())
     raw = layout.temporary / "disk.raw"
     _install_boot_files(layout, uuid)
+    placed = volumes(layout)
     with raw.open("wb") as disk:
-        disk.truncate(DISK_BYTES)
+        # cloud-init grows the last partition to whatever the machine gives.
+        disk.truncate((placed[-1].start + placed[-1].sectors + TAIL_SECTORS) * SECTOR)
     table = layout.temporary / "partitions"
-    table.write_text(PARTITIONS)
+    table.write_text(partition_table(placed))
     step.run(["sh", "-c", 'exec sfdisk --quiet "$1" < "$2"', "sh", raw, table])
-    _write_root(tree, raw, uuid, step)
+    with _taken_apart(tree, layout.temporary / "volumes", placed) as folders:
+        for volume in placed:
+            _write_volume(folders[volume.name], raw, volume, step)
+        _write_root(tree, raw, uuid, step)
     _write_bios_loader(tree, raw)
     _write_efi_partition(layout, raw, uuid, step)
     disk_image = folder / layout.image.name
@@ -124,29 +163,49 @@ def _install_boot_files(layout: Layout, uuid: str) -> None:
     fstab.write_text(fstab.read_text().replace("LABEL=testudo-root", f"UUID={uuid}"))
 
 
+@contextmanager
+def _taken_apart(tree: Path, aside: Path, placed: list[Volume]) -> Iterator[dict[str, Path]]:
+    """Move what gets a partition of its own out of the tree and leave empty folders; put it back at the end.
+
+    Yields the folders by the name of their volume.
+    """
+    aside.mkdir()
+    deepest_first = sorted(placed, key=lambda each: each.path, reverse=True)
+    for volume in deepest_first:
+        source, target = tree / volume.path, aside / volume.name
+        source.rename(target)
+        source.mkdir()
+        shutil.copystat(target, source)
+        shutil.chown(source, target.stat().st_uid, target.stat().st_gid)
+    try:
+        yield {volume.name: aside / volume.name for volume in placed}
+    finally:
+        for volume in reversed(deepest_first):
+            (tree / volume.path).rmdir()
+            (aside / volume.name).rename(tree / volume.path)
+        aside.rmdir()
+
+
 def _write_root(tree: Path, raw: Path, uuid: str, step: Step) -> None:
-    blocks = ROOT_SECTORS * SECTOR // 4096
+    root = Volume("testudo-root", "", ROOT_START, ROOT_SECTORS)
+    _make_file_system(tree, raw, root, step, "-U", uuid)
+
+
+def _write_volume(folder: Path, raw: Path, volume: Volume, step: Step) -> None:
+    _make_file_system(folder, raw, volume, step)
+    # mke2fs gives the top folder no mode of its own.
+    device = f"{raw}?offset={volume.start * SECTOR}"
+    step.run(["debugfs", "-w", "-R", f"set_inode_field <2> mode 0{folder.stat().st_mode:o}", device])
+
+
+def _make_file_system(folder: Path, raw: Path, volume: Volume, step: Step, *options: str) -> None:
+    found = folder.stat()
+    owner = f"root_owner={found.st_uid}:{found.st_gid}"
     step.run(
         [
-            "mke2fs",
-            "-q",
-            "-F",
-            "-t",
-            "ext4",
-            "-b",
-            "4096",
-            "-m",
-            "1",
-            "-L",
-            "testudo-root",
-            "-U",
-            uuid,
-            "-d",
-            tree,
-            "-E",
-            f"offset={ROOT_START * SECTOR},root_owner=0:0",
-            raw,
-            str(blocks),
+            *("mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "1", "-L", volume.name, *options),
+            *("-d", folder, "-E", f"offset={volume.start * SECTOR},{owner}"),
+            *(raw, str(volume.sectors * SECTOR // 4096)),
         ]
     )
 
