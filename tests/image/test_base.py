@@ -29,6 +29,12 @@ def test_packages_are_there_and_the_unwanted_are_not(
     assert not set(data["base_packages_absent"]) & found
 
 
+def test_packages_are_recent(host: Host, role_data: Callable[[str], dict[str, Any]]) -> None:
+    for bound in role_data("base")["base_least_versions"]:
+        version = host.check_output("dpkg-query --show --showformat='${Version}' %s", bound["name"])
+        host.check_output("dpkg --compare-versions %s ge %s", version, bound["version"])
+
+
 def test_there_is_one_clock_service_and_it_serves_nobody(host: Host) -> None:
     assert not {"ntp", "ntpsec", "openntpd", "systemd-timesyncd"} & installed(host)
     configuration = host.file("/etc/chrony/chrony.conf").content_string.splitlines()

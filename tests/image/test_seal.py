@@ -26,6 +26,7 @@ UNIQUE = (
     "/etc/ssh/ssh_host_*",
     "/etc/testudo/tls/*",
     f"{CREDENTIALS}/*",
+    "/var/lib/aide/*",
     "/var/lib/systemd/random-seed",
     "/var/lib/cloud/instances/*",
     "/var/lib/chrony/*",
