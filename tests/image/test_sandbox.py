@@ -22,8 +22,8 @@ PROBE = Path(__file__).with_name("probe.py").read_text()
 SECRET = "/var/lib/testudo/data/probe"
 PROGRAM = "/opt/testudo-probe/true"
 FOLDER = "/run/testudo-probe"
-# systemd-run takes settings from the drop-in of its unit's prefix: those of the engine but for what is started,
-# the folder, which would go with the probe, and AppArmor, which test_apparmor.py looks at.
+# systemd-run takes settings from its prefix's drop-in: those of the engine, but for what it starts, for
+# the folder, which would go with the probe, and for AppArmor, which test_apparmor.py looks at.
 PREPARE = f"""
 set -eu
 folder=/run/systemd/system/testudo-probe-.service.d
