@@ -89,7 +89,7 @@ print(*sorted(os.listdir(os.environ["CREDENTIALS_DIRECTORY"])))
 keys = ("PEPPER", "ROOT_KEY", "SIGNING_KEY")
 print(*[name for name in keys if Path(os.environ["TESTUDO_" + name]).stat().st_size])
 print(*[path for path in ("/var/lib/testudo/data", "/etc", "/opt/testudo", "/var/lib") if writable(path)])
-interfaces = [line.split(":")[0].strip() for line in open("/proc/net/dev").readlines()[2:]]
+interfaces = [line.split(":")[0].strip() for line in open("/proc/self/net/dev").readlines()[2:]]
 print(os.path.exists("/var/lib/testudo/credentials"), *interfaces)
 """
 
@@ -144,22 +144,6 @@ def test_what_needs_the_network_is_off(host: Host) -> None:
     text = host.file(f"/etc/systemd/system/{WEBHOOKS}.service").content_string
     assert "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6\nIPAddressDeny=link-local" in text
     assert "testudo-engine\n" not in text
-
-
-@pytest.mark.parametrize("unit", [*UNITS, "testudo-retention", "testudo-decoder@", WEBHOOKS])
-def test_exposure_is_low(host: Host, unit: str) -> None:
-    """The promise is 2.0; the scale of --threshold is tenths."""
-    verdict = host.run(
-        f"systemd-analyze security --offline=yes --threshold=12 /etc/systemd/system/{unit}.service"
-    )
-    assert verdict.rc == 0, verdict.stdout
-
-
-def test_exposure_is_measured(host: Host) -> None:
-    """The verdict above would be worth nothing if every unit passed."""
-    assert host.run(
-        "systemd-analyze security --offline=yes --threshold=12 /lib/systemd/system/ssh.service"
-    ).rc
 
 
 @pytest.mark.running

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +77,3 @@ def test_it_is_defined_always_and_started_only_where_that_is_said(wanted: bool, 
     assert "testudo-webhooks.service" in known["__voice_units"]
     template = jinja2.Template(known["__voice_started"])
     assert ("testudo-webhooks.service" in template.render({**known, "voice_webhooks": wanted})) is started
-
-
-def test_its_exposure_is_low(tmp_path: Path) -> None:
-    """The promise is 2.0; the scale of --threshold is tenths."""
-    program = shutil.which("systemd-analyze")
-    assert program
-    for unit in ("testudo-webhooks", "testudo-jobs"):
-        (tmp_path / f"{unit}.service").write_text(made(unit))
-        subprocess.run(
-            [program, "security", "--offline=yes", "--threshold=12", str(tmp_path / f"{unit}.service")],
-            check=True,
-            capture_output=True,
-        )
