@@ -8,11 +8,11 @@ TARGET ?= local
 BENCH ?= --short
 BIN := .venv/bin
 export ANSIBLE_CONFIG := $(CURDIR)/ansible/ansible.cfg
-molecule: export CONTAINERS_CONF := $(CURDIR)/build/containers.conf
+molecule molecule-slow: export CONTAINERS_CONF := $(CURDIR)/build/containers.conf
 export ANSIBLE_HOME := $(CURDIR)/build/ansible
 export PATH := $(CURDIR)/$(BIN):/usr/sbin:/sbin:$(PATH)
 
-.PHONY: help setup fmt lint test unit reference bench bench-service mutate molecule ami image-test check lock docs clean
+.PHONY: help setup fmt lint test unit reference bench bench-service mutate molecule molecule-slow ami image-test check lock docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,7 +54,12 @@ mutate: setup ## Take out each defence and see its tests fail (10-25 min; MUTATE
 molecule: setup ## Converge, re-converge and verify every role in a systemd container
 	testudo image container
 	molecule destroy -s default # what an interrupted run left would be taken for new
-	molecule test --all
+	molecule test --all --exclude gpu_debian
+
+molecule-slow: setup ## Install Debian's NVIDIA driver and build it for the image's kernel, in a container (10 min, 400 MB)
+	testudo image container
+	molecule destroy -s default
+	molecule test -s gpu_debian
 
 ami: setup ## Build the hardened image, boot it, speak through TLS (TARGET=local or aws)
 	testudo image build --target $(TARGET)

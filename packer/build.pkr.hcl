@@ -50,7 +50,7 @@ build {
     playbook_file    = "ansible/site.yml"
     user             = "admin"
     use_proxy        = false
-    extra_arguments  = ["--extra-vars", "voice_wheelhouse=/run/testudo/wheelhouse storage_device=blank"]
+    extra_arguments  = ["--extra-vars", "voice_wheelhouse=/run/testudo/wheelhouse storage_device=blank testudo_variant=${var.variant}"]
     ansible_env_vars = ["ANSIBLE_CONFIG=ansible/ansible.cfg"]
   }
 

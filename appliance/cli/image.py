@@ -80,6 +80,11 @@ def build(
         for item in lacking:
             typer.echo(f"  - {item}", err=True)
         raise typer.Exit(2)
+    if target is Target.LOCAL and variant is Variant.GPU:
+        typer.echo(
+            "error: the local image is of the variant cpu: a driver is for machines with a GPU", err=True
+        )
+        raise typer.Exit(2)
     with _building() as layout:
         layout.timings.unlink(missing_ok=True)
         if fresh:

@@ -113,6 +113,17 @@ def test_an_ami_is_refused_with_a_list_of_what_is_missing(
         assert word in result.output
 
 
+def test_a_local_image_has_no_driver() -> None:
+    result = CliRunner().invoke(app, ["build", "--target", "local", "--variant", "gpu"])
+    assert result.exit_code == 2
+    assert "variant cpu" in result.output
+
+
+def test_the_play_is_told_the_variant() -> None:
+    text = (TEMPLATE / "build.pkr.hcl").read_text()
+    assert "testudo_variant=${var.variant}" in text
+
+
 def test_an_ami_may_start_where_all_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "session-manager-plugin").touch(mode=0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

@@ -30,11 +30,13 @@ PATIENCE_SECONDS = 120.0
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("image")
     group.addoption("--base-url", help="https:// URL of the machine; default: its own first address")
+    group.addoption("--variant", choices=("cpu", "gpu"), default="cpu", help="variant of the image")
     group.addoption("--hello", type=Path, help="file to save the first spoken sentence to")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "running: needs the services started, in a container or a VM")
+    config.addinivalue_line("markers", "variant(name): holds for this variant of the image only; --variant")
     config.addinivalue_line(
         "markers", "services: talks to the appliance's services; never beside another such test"
     )
@@ -42,6 +44,18 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "commands: starts commands, which take long under emulation; left to containers",
     )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what holds for other variants of the image, as deselected and not as skipped."""
+    others = [
+        item
+        for item in items
+        if (mark := item.get_closest_marker("variant")) and config.getoption("variant") not in mark.args
+    ]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
 
 
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:
