@@ -160,7 +160,9 @@ def report(layout: Layout) -> bool:
 
 
 def _ssh(layout: Layout, command: str) -> list[str]:
-    return ["ssh", "-F", str(scratch(layout) / "ssh_config"), "testudo", command]
+    # A shared connection that is opened here would hold our pipes open for as long as it persists.
+    options = ["-F", str(scratch(layout) / "ssh_config"), "-o", "ControlMaster=no"]
+    return ["ssh", *options, "testudo", command]
 
 
 def _remote(layout: Layout, command: str, content: Path | None = None) -> None:
