@@ -104,7 +104,7 @@ def test_alternatives_that_are_not_chosen_are_deselected() -> None:
     assert "package_rsyslog_installed" not in profile.rules
     dropped = data.rules().dropped()
     assert {"package_rsyslog_installed", "package_ufw_installed", "service_chronyd_disabled"} <= dropped
-    assert "service_ufw_disabled" not in dropped  # nftables asks for it too
+    assert "package_ufw_removed" not in dropped  # nftables asks for it too
 
 
 def test_one_evaluation_serves_both_levels() -> None:
