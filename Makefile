@@ -12,7 +12,7 @@ molecule molecule-slow: export CONTAINERS_CONF := $(CURDIR)/build/containers.con
 export ANSIBLE_HOME := $(CURDIR)/build/ansible
 export PATH := $(CURDIR)/$(BIN):/usr/sbin:/sbin:$(PATH)
 
-.PHONY: help setup fmt lint test unit reference bench bench-service mutate molecule molecule-slow ami image-test check lock docs clean
+.PHONY: help setup fmt lint test unit reference bench bench-service mutate molecule molecule-slow ami image-test audit check lock docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ ami: setup ## Build the hardened image, boot it, speak through TLS (TARGET=local
 
 image-test: setup ## Boot the built image again and run tests/image against it
 	testudo image verify
+
+audit: setup ## Boot the built image and audit it: lynis, OpenSCAP (CIS, ANSSI), our tests; writes build/audit/audit.html
+	testudo image audit
 
 check: ## What CI runs: test, then ami
 	$(MAKE) test

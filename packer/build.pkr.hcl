@@ -24,10 +24,10 @@ build {
     command = "${var.testudo} image disk"
   }
 
-  # The image suite against the booted machine, from this host through ssh and TLS.
+  # The image suite, or the audit, against the booted machine, from this host through ssh and TLS.
   provisioner "shell-local" {
     only    = ["qemu.verify"]
-    command = "${var.testudo} image suite --https-port=${var.https_port} --started=${var.started}"
+    command = "${var.testudo} image ${var.inspection} --https-port=${var.https_port} --started=${var.started}"
   }
 
   # AWS: the same wheels and the same play, on the instance.

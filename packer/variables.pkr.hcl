@@ -42,6 +42,12 @@ variable "https_port" {
   default     = 54443
 }
 
+variable "inspection" {
+  type        = string
+  description = "What `testudo image` does in the verified machine: `suite` or `inspect` (the audit)."
+  default     = "suite"
+}
+
 variable "started" {
   type        = number
   description = "When the verification began, in seconds since the epoch; from it the time to ssh is told."

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from appliance.image.layout import Layout
 
-app = typer.Typer(help="The machine image: build, verify.", no_args_is_help=True)
+app = typer.Typer(help="The machine image: build, verify, audit.", no_args_is_help=True)
 
 
 class Target(StrEnum):
@@ -111,14 +111,40 @@ def verify() -> None:
         report(layout, time.monotonic() - start)
 
 
-def _verify(layout: Layout, variant: Variant) -> None:
-    from appliance.image import boot, packer
-    from appliance.image.accelerator import CPU
-    from appliance.image.steps import StepError, step
+@app.command()
+def audit() -> None:
+    """Boot the built image and audit it: lynis, OpenSCAP, our own tests; writes build/audit/audit.html."""
+    from appliance.image import audit as auditing
+
+    with _building() as layout:
+        layout.timings.unlink(missing_ok=True)
+        _must_exist(layout)
+        auditing.prepare(layout)
+        _boot(layout, Variant.CPU, "inspect")
+        clean = auditing.report(layout)
+    if not clean:
+        raise typer.Exit(1)
+
+
+def _must_exist(layout: Layout) -> None:
+    from appliance.image.steps import StepError
 
     if not layout.image.exists():
         raise StepError(f"{layout.image} does not exist: run `make ami`")
+
+
+def _verify(layout: Layout, variant: Variant) -> None:
+    _must_exist(layout)
     (layout.build / "verdict.json").unlink(missing_ok=True)
+    _boot(layout, variant, "suite")
+
+
+def _boot(layout: Layout, variant: Variant, command: str) -> None:
+    """Boot the image with Packer, which calls `testudo image COMMAND` while the machine is up."""
+    from appliance.image import boot, packer
+    from appliance.image.accelerator import CPU
+    from appliance.image.steps import step
+
     with step(layout, "prepare", "login key, seed, probe of KVM") as running:
         machine = boot.prepare(layout)
         running.note = f"({machine.accelerator})"
@@ -130,6 +156,7 @@ def _verify(layout: Layout, variant: Variant) -> None:
         cpu=CPU[machine.accelerator],
         ssh_port=machine.ssh_port,
         https_port=machine.https_port,
+        inspection=command,
         started=int(time.time()),
     )
 
@@ -215,6 +242,17 @@ def suite(https_port: Annotated[int, typer.Option()], started: Annotated[int, ty
     with _building() as layout:
         record(layout, "boot", time.time() - started, "(to ssh)")
         run_suite(layout, https_port)
+
+
+@app.command(hidden=True)
+def inspect(https_port: Annotated[int, typer.Option()], started: Annotated[int, typer.Option()]) -> None:  # noqa: ARG001
+    """Run the auditors in the machine that Packer has booted."""
+    from appliance.image.audit import run
+    from appliance.image.steps import record
+
+    with _building() as layout:
+        record(layout, "boot", time.time() - started, "(to ssh)")
+        run(layout)
 
 
 @app.command()

@@ -85,16 +85,25 @@ def run_suite(layout: Layout, https_port: int) -> None:
     Raises:
         StepError: a test failed, or the machine's speech is no speech.
     """
-    with step(layout, "settle", "the rest of the boot") as running:
-        # ssh answers long before; how cloud-init ended is the suite's matter.
-        wait = "cloud-init status --wait || true"
-        running.run(["ssh", "-F", scratch(layout) / "ssh_config", "testudo", wait], timeout=BOOT_SECONDS)
+    settle(layout)
     with ThreadPoolExecutor() as pool:
         runs = [pool.submit(_run_strand, layout, strand, https_port) for strand in STRANDS]
     counts = [run.result() for run in runs]
     seconds = _finish_speech(layout.build / "hello.wav")
     verdict = Verdict(sum(count[0] for count in counts), sum(count[1] for count in counts), seconds)
     (layout.build / "verdict.json").write_text(json.dumps(asdict(verdict)))
+
+
+def settle(layout: Layout) -> None:
+    """Wait until the machine has booted to the end.
+
+    Raises:
+        StepError: it did not in time.
+    """
+    with step(layout, "settle", "the rest of the boot") as running:
+        # ssh answers long before; how cloud-init ended is the suite's matter.
+        wait = "cloud-init status --wait || true"
+        running.run(["ssh", "-F", scratch(layout) / "ssh_config", "testudo", wait], timeout=BOOT_SECONDS)
 
 
 def _run_strand(layout: Layout, name: str, https_port: int) -> tuple[int, int]:
