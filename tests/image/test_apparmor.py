@@ -35,7 +35,7 @@ REFUSED = {
     "memory file": "EACCES",
     "process_vm_readv": "EPERM",
     "ptrace": "EPERM",
-    "signal": "EACCES",
+    "signal": "EPERM",
     "write /etc": "EACCES",
     "write /opt/testudo": "EACCES",
     "write /usr/local": "EACCES",
