@@ -17,7 +17,8 @@ LIMITS: dict[str, float] = yaml.safe_load((ROOT / "tests/image/exposure.yml").re
 FOLDER = "etc/systemd/system"
 SERVICES = sorted(
     path.relative_to(ROOT)
-    for pattern in ("*.service.j2", "*.service.d/*.conf.j2")
+    # A drop-in with our name confines its service; another sets a line of a service that is Debian's matter.
+    for pattern in ("*.service.j2", "*.service.d/*testudo*.conf.j2")
     for path in ROOT.glob(f"roles/*/templates/{FOLDER}/{pattern}")
 )
 
