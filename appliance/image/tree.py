@@ -104,7 +104,9 @@ def container_image(layout: Layout, step: Step) -> str:
     """
     tree = platform_tree(layout, step)
     mark = f"{LABEL}.tree={tree.name}"
-    if capture(["podman", "images", "--quiet", "--filter", f"label={mark}"]).strip():
+    if found := capture(["podman", "images", "--quiet", "--filter", f"label={mark}"]).split():
+        # Another checkout may have given the name to a tree of its own since.
+        capture(["podman", "tag", found[0], CONTAINER_IMAGE])
         step.note = "(cached)"
         return CONTAINER_IMAGE
     archive = layout.temporary / "platform.tar"
