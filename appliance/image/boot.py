@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 LOGIN = "admin"
 BOOT_SECONDS = 300.0
-SUITE_SECONDS = 900.0
+SUITE_SECONDS = 1200.0
 # The suite's strands by pytest's marker expressions.
 STRANDS = {"services": "services and not commands", "system": "not services"}
 
