@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ from appliance.jobs.parts import ConsentGate
 from appliance.jobs.performance import Workshop, perform
 from appliance.jobs.settings import JobsSettings, JobsSettingsError
 from appliance.logs import configure_logging
+from appliance.stopping import on_request
 from appliance.store.queue import Queue
 from appliance.tenancy import consents
 from appliance.tenancy.denials import Denials
@@ -25,8 +25,6 @@ from appliance.tenancy.origin import Origin
 from appliance.tenancy.settings import TenancySettings, TenancySettingsError
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from appliance.store.queue import Lease
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("testudo.jobs")
@@ -51,7 +49,7 @@ class Worker:
         self.bell = threading.Event()
 
     def stop(self) -> None:
-        """Claim no more. Safe in a signal handler."""
+        """Claim no more. Not for a signal handler: see `appliance.stopping`."""
         self.stopping.set()
         self.bell.set()
 
@@ -152,12 +150,7 @@ def main() -> None:
 def run(workshop: Workshop) -> None:
     """Run a worker until SIGTERM or SIGINT."""
     worker = Worker(workshop)
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        worker.stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    on_request(worker.stop)
     if workshop.settings.queue_url is not None:
         from appliance.jobs.sqs import SqsQueue  # noqa: PLC0415 - boto3 is there in the cloud only
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import time
@@ -12,6 +11,7 @@ import structlog
 
 from appliance.engine.notify import notify
 from appliance.logs import configure_logging
+from appliance.stopping import on_request
 from appliance.store.queue import Leases
 from appliance.store.tables import Delivery
 from appliance.tenancy.house import Tenancy
@@ -21,8 +21,6 @@ from appliance.webhooks.sending import Sender
 from appliance.webhooks.settings import WebhooksSettings, WebhooksSettingsError
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from appliance.store.queue import Lease
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("testudo.webhooks")
@@ -40,7 +38,7 @@ class Courier:
         self._threads: set[threading.Thread] = set()
 
     def stop(self) -> None:
-        """Claim no more. Safe in a signal handler."""
+        """Claim no more. Not for a signal handler: see `appliance.stopping`."""
         self._stopping.set()
         self._wake.set()
 
@@ -109,12 +107,7 @@ def main() -> None:
 def run(post: Post) -> None:
     """Deliver until SIGTERM or SIGINT."""
     courier = Courier(post)
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        courier.stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    on_request(courier.stop)
     courier.run()
 
 
