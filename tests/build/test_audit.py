@@ -68,19 +68,12 @@ def test_failed_rules_are_results(
     assert f"--profile p2 --tailoring-file {audit.FOLDER}/tailoring-packaged.xml" in asked[1]
 
 
-def test_a_scanner_that_could_not_work_is_an_error(
-    layout: Layout, machine: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("status", "step"), [("OSCAP_STATUS", "oscap-plain"), ("LYNIS_STATUS", "lynis")])
+def test_an_auditor_that_could_not_work_is_an_error(
+    layout: Layout, machine: Path, monkeypatch: pytest.MonkeyPatch, status: str, step: str
 ) -> None:
-    monkeypatch.setenv("OSCAP_STATUS", "1")
-    with pytest.raises(StepError, match="oscap-plain"):
-        audit.run(layout)
-
-
-def test_a_lynis_that_could_not_work_is_an_error(
-    layout: Layout, machine: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LYNIS_STATUS", "1")
-    with pytest.raises(StepError, match="lynis"):
+    monkeypatch.setenv(status, "1")
+    with pytest.raises(StepError, match=step):
         audit.run(layout)
 
 

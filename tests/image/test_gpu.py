@@ -146,6 +146,9 @@ def test_engine_gets_the_devices_of_the_gpu_and_no_others(host: Host, gpu: Data)
         allowed = [line for line in text.splitlines() if line.startswith(("DeviceAllow=", "DevicePolicy="))]
         assert allowed == ["DeviceAllow=char-nvidia* rw"]
         assert f"{CHECK}.service" in text
+    # Its AppArmor profile (role voice) includes this file where it is.
+    profile = host.file("/etc/apparmor.d/local/testudo-engine").content_string
+    assert [line for line in profile.splitlines() if line.startswith("/dev/")] == ["/dev/nvidia* rw,"]
 
 
 @on_gpu

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import TYPE_CHECKING
 
@@ -141,7 +141,7 @@ class Known:
             each = [self._of_recommendation(one) for one in result.recommendations]
             found = [one for one in each if one is not None] if all(each) else []
         overdue = any(one.review_by is not None and one.review_by < self.today for one in found)
-        return Result(**{**result.__dict__, "explanations": tuple(dict.fromkeys(found)), "overdue": overdue})
+        return replace(result, explanations=tuple(dict.fromkeys(found)), overdue=overdue)
 
     def _of_entry(self, entry: data.Accepted) -> list[Explanation]:
         if entry.recommendations:

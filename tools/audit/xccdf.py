@@ -110,10 +110,6 @@ class Evaluation:
     score: float
     tree: ET.Element
 
-    def of(self, rules: frozenset[str]) -> list[Finding]:
-        """Findings of these rules."""
-        return [one for name, one in sorted(self.findings.items()) if name in rules]
-
     def score_of(self, rules: frozenset[str]) -> float:
         """Return the score of these rules by urn:xccdf:scoring:default, of 100."""
         score, count = self._score(self.tree, rules)
